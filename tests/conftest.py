@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core of its own; t
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
+from collections import Counter
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -23,6 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="hold the contract tests for every registered model, not one of each family (hours)",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests begin first: the last ones are short, and no process waits long for another."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def pytest_collection_finish() -> None:

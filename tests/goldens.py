@@ -29,6 +29,7 @@ FILES = {"float32": "backbones.json", "float64": "pytorch_encoding.json"}
 OWN = "classyseg"
 TOLERANCE = 1e-4
 """Of the largest magnitude: kernels differ in float32."""
+PIECE = 1 << 15
 NOT_FILLED = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask")
 
 Shape = tuple[int, ...]
@@ -51,23 +52,39 @@ def golden_names(section: str, precision: str = "float32") -> list[str]:
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 
+def by_pieces(shape: Shape, dtype: type, values: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """An array of `values(start, stop)`, asked for in order: what is computed on the way stays in the cache.
+
+    Networks of a hundred million parameters are filled so. Whole arrays of float64 on the way took longer than the
+    random numbers, since the system clears each one's memory.
+    """
+    found = np.empty(shape, dtype)
+    flat = found.reshape(-1)
+    for start in range(0, flat.size, PIECE):
+        stop = min(start + PIECE, flat.size)
+        flat[start:stop] = values(start, stop)
+    return found
+
+
 def drawn(key: str, shape: Shape, fan_in_axis: int = 1) -> np.ndarray:
     """The value that `key` had when the float32 goldens were recorded."""
     random = np.random.RandomState(zlib.crc32(key.encode()))
     leaf = key.rpartition(".")[2]
+
+    def normal(deviation: float) -> np.ndarray:
+        return by_pieces(shape, np.float32, lambda start, stop: random.standard_normal(stop - start) * deviation)
+
     if leaf in ("running_var", "_variance"):
-        value = 0.5 + random.random_sample(shape)
-    elif leaf in ("running_mean", "_mean") or (len(shape) == 1 and "bias" in leaf):
-        value = 0.1 * random.standard_normal(shape)
-    elif leaf == "weight" and len(shape) >= 4:
-        value = random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    elif leaf in ("weight", "in_proj_weight") and len(shape) == 2:
-        value = random.standard_normal(shape) * np.sqrt(1 / shape[fan_in_axis])
-    elif leaf == "weight" and len(shape) == 1:
-        value = 0.5 + 0.5 * random.random_sample(shape)
-    else:
-        value = 0.02 * random.standard_normal(shape)
-    return value.astype(np.float32)
+        return (0.5 + random.random_sample(shape)).astype(np.float32)
+    if leaf in ("running_mean", "_mean") or (len(shape) == 1 and "bias" in leaf):
+        return normal(0.1)
+    if leaf == "weight" and len(shape) >= 4:
+        return normal(np.sqrt(2 / np.prod(shape[1:])))
+    if leaf in ("weight", "in_proj_weight") and len(shape) == 2:
+        return normal(np.sqrt(1 / shape[fan_in_axis]))
+    if leaf == "weight" and len(shape) == 1:
+        return (0.5 + 0.5 * random.random_sample(shape)).astype(np.float32)
+    return normal(0.02)
 
 
 def drawn_input(height: int, width: int, channels: int = 3) -> Tensor:
@@ -77,13 +94,17 @@ def drawn_input(height: int, width: int, channels: int = 3) -> Tensor:
 
 def hashed(key: str, shape: Shape) -> np.ndarray:
     """Float64 numbers in [-1, 1) from an integer hash, as the float64 goldens were recorded with."""
-    mask = np.uint64(0xFFFFFFFF)
-    x = (np.arange(int(np.prod(shape)), dtype=np.uint64) + np.uint64(zlib.crc32(key.encode()))) & mask
-    x = (x * np.uint64(2654435761)) & mask
-    x ^= x >> np.uint64(16)
-    x = (x * np.uint64(0x45D9F3B)) & mask
-    x ^= x >> np.uint64(16)
-    return (x.astype(np.float64) / 2**31 - 1).reshape(shape)
+    mask, offset = np.uint64(0xFFFFFFFF), np.uint64(zlib.crc32(key.encode()))
+
+    def values(start: int, stop: int) -> np.ndarray:
+        x = (np.arange(start, stop, dtype=np.uint64) + offset) & mask
+        x = (x * np.uint64(2654435761)) & mask
+        x ^= x >> np.uint64(16)
+        x = (x * np.uint64(0x45D9F3B)) & mask
+        x ^= x >> np.uint64(16)
+        return x.astype(np.float64) / 2**31 - 1
+
+    return by_pieces(shape, np.float64, values)
 
 
 def hashed_weight(key: str, shape: Shape) -> np.ndarray:
@@ -97,7 +118,9 @@ def hashed_weight(key: str, shape: Shape) -> np.ndarray:
     if leaf == "scale":
         return (value - 1) / 2
     if leaf == "weight" and len(shape) >= 2:
-        return value * (3 / np.prod(shape[1:])) ** 0.5 * 1.2
+        value *= (3 / np.prod(shape[1:])) ** 0.5
+        value *= 1.2
+        return value
     return 1 + 0.1 * value if leaf == "weight" else 0.1 * value
 
 
@@ -129,12 +152,23 @@ def reference_state(
     return state
 
 
+def on_meta(name: str, **config: Any) -> ClassyModel:
+    """A network without values, for those of a file: the initial ones of a large network take seconds."""
+    with torch.device("meta"):
+        return create_backbone(name, **config)
+
+
 def load_reference(model: ClassyModel, library: str = OWN, **options: Any) -> ClassyModel:
-    """Fills `model` as the reference was filled, through the weight loader; in eval mode."""
+    """Fills `model` as the reference was filled, through the weight loader; in eval mode.
+
+    `model` may be `on_meta` if it has no buffers but those of the file.
+    """
     state, report = match(model, reference_state(model, library, **options))
     assert report.problems() == ""
     assert report.library == library
-    model.load_state_dict(state, strict=False)
+    if next(model.parameters()).is_meta:
+        model.to_empty(device="cpu")
+    model.load_state_dict(state, strict=False, assign=True)
     return model.eval()
 
 

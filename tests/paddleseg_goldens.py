@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import assert_fingerprint, drawn, drawn_input, golden, golden_names, load_reference, parameters
+from goldens import assert_fingerprint, drawn, drawn_input, golden, golden_names, load_reference, on_meta, parameters
 from torch import nn
 
-from classyseg.models import ClassyModel, create_backbone
+from classyseg.models import ClassyModel
 
 SLOW_PARAMETERS = 40_000_000
 
@@ -24,24 +24,34 @@ def entries(start: str) -> list[Any]:
     ]
 
 
+def assert_golden_shapes(entry: str, **config: Any) -> ClassyModel:
+    """The recorded network `entry` has the size of the one that its name, in lower snake case, and `config` build.
+
+    Returns it on the meta device.
+    """
+    recorded = golden("paddleseg", entry)
+    model = on_meta(entry.split("/")[0].lower().replace("mobilenetv3", "mobilenet_v3"), **config)
+    assert parameters(model) == recorded["trainable_params"]
+    assert [block.channels for block in model.blocks.values()] == recorded["feat_channels"]
+    assert [block.stride for block in model.blocks.values()] == recorded["out_strides"]
+    for size, shapes in recorded["feature_shapes"].items():
+        image = torch.empty([int(side) for side in size.split("x")], device="meta")
+        assert [list(feature.shape) for feature in model.forward_features(image).values()] == shapes
+    return model
+
+
 def assert_golden(entry: str, library: str = "paddleseg", **config: Any) -> None:
-    """The recorded network `entry` is the one that its name, in lower snake case, and `config` build.
+    """The recorded network `entry` is the one that its name, in lower snake case, and `config` build, values and all.
 
     Large networks are run at one of the recorded sizes.
     """
     recorded = golden("paddleseg", entry)
-    with torch.device("meta"):
-        model = create_backbone(entry.split("/")[0].lower().replace("mobilenetv3", "mobilenet_v3"), **config)
-    assert parameters(model) == recorded["trainable_params"]
-    assert [block.channels for block in model.blocks.values()] == recorded["feat_channels"]
-    assert [block.stride for block in model.blocks.values()] == recorded["out_strides"]
-    load_paddle(model.to_empty(device="cpu"), library)
+    model = load_paddle(assert_golden_shapes(entry, **config), library)
     sizes = list(recorded["fingerprint"].items())
     for size, fingerprints in sizes[:1] if parameters(model) > SLOW_PARAMETERS else sizes:
         height, width = (int(side) for side in size.split("x")[2:])
         with torch.no_grad():
             features = list(model.forward_features(drawn_input(height, width)).values())
-        assert [list(feature.shape) for feature in features] == recorded["feature_shapes"][size]
         for feature, fingerprint in zip(features, fingerprints, strict=True):
             assert_fingerprint(feature, fingerprint)
 

@@ -83,7 +83,7 @@ def test_a_selector_leaves_keys_and_heads_alone_and_has_what_heads_lack() -> Non
 
 @pytest.mark.parametrize("blocks", [["layer3.1.conv1", 1], ["stage4"]], ids=str)
 def test_a_selector_compiles_exports_and_copies(blocks: list[str | int]) -> None:
-    selector = FeatureSelector(resnet(), blocks)
+    selector = FeatureSelector(resnet(depths=[1, 1, 2, 1]), blocks)
     twin, image = copy.deepcopy(selector), drawn_input(64, 64)
     assert all(torch.equal(a, b) for a, b in zip(twin(image).values(), selector(image).values(), strict=True))
     assert_compiles_and_exports(selector)
@@ -173,7 +173,7 @@ def test_the_network_sums_from_coarse_to_fine() -> None:
     assert all(p.grad is not None for name, p in pyramid.named_parameters() if not name.startswith("model."))
 
 
-@pytest.mark.parametrize("model", [resnet(), vit(patch_size=8)], ids=["resnet", "vit"])
+@pytest.mark.parametrize("model", [resnet(depths=[1, 1, 1, 1]), vit(patch_size=8)], ids=["resnet", "vit"])
 def test_a_pyramid_compiles_and_exports(model: ClassyModel) -> None:
     assert_compiles_and_exports(FeaturePyramid(model, channels=8))
 

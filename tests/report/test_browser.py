@@ -62,8 +62,7 @@ def tab_to(visit: Visit, selector: str, most: int = 200) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["one", "two"])
+@pytest.mark.parametrize(("name", "scheme"), [("one", "light"), ("two", "dark")])
 def test_a_page_shows_itself_at_any_width_and_asks_nobody(
     browser: Any, pages: dict[str, str], name: str, scheme: str
 ) -> None:

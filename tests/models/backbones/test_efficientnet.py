@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from goldens import assert_fingerprint, drawn_input, golden, golden_names, load_reference, parameters
+from goldens import assert_fingerprint, drawn_input, golden, golden_names, load_reference, on_meta, parameters
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
@@ -74,7 +74,7 @@ def test_blocks_are_torchvisions(name: str) -> None:
 @pytest.mark.parametrize("name", recorded_names("timm"))
 def test_blocks_are_timms_at_every_output_stride(name: str, output_stride: int) -> None:
     recorded = golden("timm", name)["features_only"][f"os{output_stride}"]
-    model = load_reference(create_backbone(name, output_stride=output_stride), "timm")
+    model = load_reference(on_meta(name, output_stride=output_stride), "timm")
     with torch.no_grad():
         features = model(drawn_input(224, 224))
     assert [list(feature.shape) for feature in features.values()] == recorded["shapes"]

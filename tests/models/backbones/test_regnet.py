@@ -14,6 +14,7 @@ from goldens import (
     golden,
     golden_names,
     load_reference,
+    on_meta,
     parameters,
     reference_state,
 )
@@ -91,7 +92,7 @@ def test_every_variant_is_counted() -> None:
 def test_blocks_are_classyvisions(name: str) -> None:
     recorded = golden("classyvision", name)
     config = {key: value for key, value in recorded["config"].items() if key != "name"}
-    model = create_backbone(recorded["config"]["name"].replace(".", "_"), **config)
+    model = on_meta(recorded["config"]["name"].replace(".", "_"), **config)
     assert parameters(model) == recorded["trainable_params"]
     load_reference(model, "classyvision")
     with torch.no_grad():
@@ -103,7 +104,7 @@ def test_blocks_are_classyvisions(name: str) -> None:
 @pytest.mark.parametrize("name", recorded_names("torchvision"))
 def test_blocks_are_torchvisions(name: str) -> None:
     recorded = golden("torchvision", name)
-    model = create_backbone(name if name not in OTHER_WIDTHS else f"{name}_torchvision")
+    model = on_meta(name if name not in OTHER_WIDTHS else f"{name}_torchvision")
     assert parameters(model) == recorded["params_without_head"]
     load_reference(model)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from goldens import assert_fingerprint, drawn_input, golden, golden_names, load_reference, parameters
+from goldens import assert_fingerprint, drawn_input, golden, golden_names, load_reference, on_meta, parameters
 from torch import Tensor
 
 from classyseg.config import ConfigError
@@ -37,7 +37,7 @@ def small(**config: Any) -> ClassyModel:
 @pytest.mark.parametrize("name", [name for name in golden_names("classyvision") if "resnext3d" in name])
 def test_parameters_shapes_and_outputs_are_the_recorded_ones(name: str) -> None:
     recorded = golden("classyvision", name)
-    model = load_reference(create_backbone(NAMES[name]))
+    model = load_reference(on_meta(NAMES[name]))
     assert parameters(model) == recorded["trainable_params"]
     shape = recorded["input"]
     clip = torch.from_numpy(np.random.RandomState(12345).standard_normal(shape).astype(np.float32))

@@ -127,14 +127,15 @@ def without_means(model: ClassyModel) -> ClassyModel:
     return model
 
 
-@pytest.mark.parametrize("size", [256, 225])
+@pytest.mark.parametrize("size", [160, 129])
 @pytest.mark.parametrize("output_stride", [16, 8])
 @pytest.mark.parametrize("name", ["convnext_tiny", "mobilenet_v2", "mobilenet_v3_small_torchvision"])
 def test_a_dilated_network_holds_the_undilated_one_at_the_coarse_positions(
     name: str, output_stride: int, size: int
 ) -> None:
-    plain = randomised(without_means(create_backbone(name)))
-    dilated = without_means(create_backbone(name, output_stride=output_stride)).eval()
+    config = {"depths": (1, 1, 2, 2)} if name == "convnext_tiny" else {}
+    plain = randomised(without_means(create_backbone(name, **config)))
+    dilated = without_means(create_backbone(name, output_stride=output_stride, **config)).eval()
     assert list(dilated.state_dict()) == list(plain.state_dict())
     dilated.load_state_dict(plain.state_dict())
     image, step = drawn_input(size, size), 32 // output_stride

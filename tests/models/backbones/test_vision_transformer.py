@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from goldens import (
     drawn_input,
     golden,
     load_reference,
+    on_meta,
     parameters,
     reference_state,
 )
@@ -101,12 +103,25 @@ def test_position_embeddings_at_another_size_are_torchvisions() -> None:
         torch.testing.assert_close(found, expected[:, 1:], rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_b_32", "vit_l_16"])
-def test_tokens_are_those_recorded_of_torchvision(name: str) -> None:
-    expected = golden("torchvision", name)
-    model = load_reference(create_backbone(name))
-    assert parameters(model) == expected["params_without_head"]
+@pytest.mark.parametrize("name", ["vit_l_16", "vit_l_32", "vit_h_14"])
+def test_the_first_layers_of_full_width_give_torchvisions_tokens(name: str) -> None:
+    """Every layer of a network is like these: that there are as many as torchvision's, the keys say."""
+    with torch.device("meta"):
+        model, theirs = create_backbone(name, num_layers=4), torchvision.models.get_model(name)
+    theirs.encoder.layers = theirs.encoder.layers[:4]
+    file = {key: torch.from_numpy(drawn(key, value.shape)) for key, value in theirs.state_dict().items()}
+    theirs.eval().load_state_dict(file, assign=True)
+    state, report = match(model, file)
+    assert report.problems() == ""
+    model.eval().load_state_dict(state, assign=True)
+    nodes = ("encoder.layers.encoder_layer_0", "encoder.ln")
+    found, expected = (outputs(network, drawn_input(224, 224), *nodes) for network in (model, theirs))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected[0].abs().max().item())
+
+
+def test_tokens_are_those_recorded_of_torchvision() -> None:
+    expected = golden("torchvision", "vit_b_32")
+    model = load_reference(on_meta("vit_b_32"))
     nodes = [stage["node"] for stage in expected["stages"]]
     for stage, output in zip(expected["stages"], outputs(model, drawn_input(224, 224), *nodes), strict=True):
         assert list(output.shape) == stage["shape"]
@@ -118,42 +133,53 @@ def as_recorded(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return drawn(f"model.{key}", shape)
 
 
-@pytest.mark.slow
+def timm_blocks(expected: Mapping[str, Any]) -> list[str]:
+    return [f"block{int(module.removeprefix('blocks.')) + 1}" for module in expected["modules"]]
+
+
 @pytest.mark.parametrize(("name", "theirs"), [("vit_b_16", "base"), ("vit_l_16", "large")])
-def test_maps_are_those_recorded_of_timm(name: str, theirs: str) -> None:
+def test_maps_have_the_shapes_recorded_of_timm(name: str, theirs: str) -> None:
     expected = golden("timm", f"vit_{theirs}_patch16_224")["features_only"]["os32"]
-    model = load_reference(create_backbone(name), "timm", weight=as_recorded)
-    blocks = [f"block{int(module.removeprefix('blocks.')) + 1}" for module in expected["modules"]]
-    infos = model.watch(*blocks)
+    model = on_meta(name)
+    infos = model.watch(*timm_blocks(expected))
     assert [info.channels for info in infos] == expected["channels"]
     assert [info.stride for info in infos] == expected["reduction"]
+    features = model(torch.empty(1, 3, 224, 224, device="meta"))
+    assert [list(features[info.name].shape) for info in infos] == expected["shapes"]
+
+
+def test_maps_are_those_recorded_of_timm() -> None:
+    expected = golden("timm", "vit_base_patch16_224")["features_only"]["os32"]
+    model = load_reference(on_meta("vit_b_16"), "timm", weight=as_recorded)
+    blocks = timm_blocks(expected)
+    model.watch(*blocks)
     with torch.no_grad():
         features = model(drawn_input(224, 224))
-    for block, shape, fingerprint in zip(blocks, expected["shapes"], expected["fingerprint"], strict=True):
-        assert list(features[block].shape) == shape
+    for block, fingerprint in zip(blocks, expected["fingerprint"], strict=True):
         assert_fingerprint(features[block], fingerprint)
 
 
-@pytest.mark.slow
 def test_logits_are_those_recorded_of_timm() -> None:
-    model = create_backbone("vit_b_16", features_only=False)
+    model = on_meta("vit_b_16", features_only=False)
     file = reference_state(model, "timm")
     for key, shape in {"head.weight": (1000, 768), "head.bias": (1000,)}.items():
         file[key] = torch.from_numpy(drawn(key, shape))
     state, report = match(model, file, classifier="main")
     assert report.problems() == ""
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)
     with torch.no_grad():
         logits = model.eval()(drawn_input(224, 224))["main"]
     assert_fingerprint(logits, golden("timm", "vit_base_patch16_224")["logits_fingerprint"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b_16", "vit_l_32"])
-def test_tokens_are_those_recorded_of_classyvision(name: str) -> None:
-    expected = golden("classyvision", f"cv/{name}")
-    model = create_backbone(name)
-    assert parameters(model) == expected["trainable_params"]
+def test_parameters_are_as_many_as_recorded_of_classyvision(name: str) -> None:
+    assert parameters(on_meta(name)) == golden("classyvision", f"cv/{name}")["trainable_params"]
+
+
+def test_tokens_are_those_recorded_of_classyvision() -> None:
+    expected = golden("classyvision", "cv/vit_b_16")
+    model = on_meta("vit_b_16")
     load_reference(model, "classyvision", shape=lambda key, ours: ours if "pos_" not in key else (ours[1], 1, ours[2]))
     (tokens,) = outputs(model, drawn_input(224, 224), "encoder.ln")
     assert_fingerprint(tokens.transpose(0, 1), expected["fingerprint"]["encoder"])
@@ -243,7 +269,9 @@ def test_the_pyramid_is_the_maps_resampled() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"hierarchical": True}, {"classifier": "gap"}, {"conv_stem_layers": STEM, "patch_size": 8}], ids=str
+    "config",
+    [{"hierarchical": True, "classifier": "gap"}, {"conv_stem_layers": STEM, "patch_size": 8}],
+    ids=["pyramid of means", "class token and stem"],
 )
 def test_every_kind_compiles_and_exports_with_free_sizes(config: dict[str, Any]) -> None:
     model = tiny(**config)

@@ -13,6 +13,7 @@ from goldens import (
     golden,
     golden_names,
     load_reference,
+    on_meta,
     parameters,
     reference_state,
 )
@@ -38,7 +39,7 @@ def test_features_with_the_references_strides_are_paddlesegs(entry: str) -> None
 @pytest.mark.parametrize(("name", "output_stride"), TIMM)
 def test_features_are_timms(name: str, output_stride: int) -> None:
     recorded = golden("timm", name)["features_only"][f"os{output_stride}"]
-    model = load_reference(create_backbone(f"{name}_deeplab", output_stride=output_stride), "timm_features")
+    model = load_reference(on_meta(f"{name}_deeplab", output_stride=output_stride), "timm_features")
     found: dict[str, Tensor] = {}
     modules = [module.replace("blocks.", "layers.") for module in recorded["modules"]]
     for module in modules:
