@@ -65,6 +65,11 @@ class _ConfusionMeter(ClassyMeter):
         self.sums = torch.zeros(number + 4, number, dtype=torch.int64)
         """The confusion matrix. Below it, of flags by class: hits, true, predicted and valid ones."""
 
+    @property
+    def matrix(self) -> Tensor:
+        """The confusion matrix of this process."""
+        return self.sums[: len(self.classes)]
+
     def update(self, prediction: Tensor, target: Tensor) -> None:
         number = len(self.classes)
         if target.dim() == 4:
