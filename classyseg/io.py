@@ -227,7 +227,10 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        for path in temporary.iterdir():
+        for path in sorted(temporary.rglob("*")):
+            if path.is_dir():
+                fsync_folder(path)
+                continue
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         fsync_folder(temporary)

@@ -60,6 +60,7 @@ FLOORS = (
             "claims",
             "records",
             "pictures",
+            "label_files",
             "environment",
             "label_counts",
             "ranking",

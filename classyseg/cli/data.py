@@ -22,6 +22,7 @@ MAX_WORKERS = 8
 """The default of --workers."""
 MAX_PROCESSES = 256
 MAX_ON_A_SHEET = 500
+FORMATS = ("folder", "coco_json", "hf")
 AROUND_A_DATA_PART: dict[str, Any] = {
     "name": "segmentation",
     "num_epochs": 0,
@@ -48,11 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sheet = actions.add_parser("sheet", help="draw samples with their masks and a legend into a PNG")
     sheet.add_argument("--output", required=True, metavar="OUT.png", help="the PNG to write")
     sheet.set_defaults(run=interruptible(_sheet))
-    for command in (check, stats, sheet):
+    export = actions.add_parser("export", help="write data sets as a folder of masks, COCO's JSON, or for Hugging Face")
+    export.add_argument("--output", required=True, metavar="DIR", help="the new folder to write")
+    export.add_argument("--format", required=True, choices=FORMATS, help="what to write")
+    export.set_defaults(run=interruptible(_export))
+    for command in (check, stats, sheet, export):
         command.add_argument("config", metavar="CONFIG", help="task config, YAML or JSON; or its key dataset alone")
         command.add_argument("--split", metavar="NAME", help="one data set of the config, such as train (default: all)")
-        samples = "so many samples, evenly spread" + (" (12)" if command is sheet else " (default: all)")
-        command.add_argument("--samples", type=positive, metavar="N", help=samples)
+        if command is not export:
+            samples = "so many samples, evenly spread" + (" (12)" if command is sheet else " (default: all)")
+            command.add_argument("--samples", type=positive, metavar="N", help=samples)
         command.add_argument(
             "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, ./data)"
         )
@@ -305,4 +311,31 @@ def _sheet(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise ConfigError(f"--output {path}: cannot be written ({error.strerror})") from None
         emit(printable(str(path)))
+    return 0
+
+
+# -- export --------------------------------------------------------------------------------------------------------
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from classyseg.config import user_path
+    from classyseg.datasets.build import build_dataset
+    from classyseg.datasets.writing.export import FRAGMENT, export_data_sets
+    from classyseg.errors import ConfigError, within
+
+    found = data_sets(arguments)
+    data = {}
+    for place, config in found.configs.items():
+        if place in found.without_labels and arguments.split is None:
+            continue  # its masks are read by nobody, and may not be there
+        with within(place):
+            data["train" if place == "dataset" else place.removeprefix("dataset.")] = build_dataset(config)
+    if not data:
+        raise ConfigError(f"{arguments.config}: has no data set with masks")
+    output = Path(user_path(arguments.output))
+    counts = export_data_sets(data, output, arguments.format)
+    told = ", ".join(f"{split} ({count:,})" for split, count in counts.items())
+    emit(f"{printable(str(output))}: {told}, as {arguments.format}; the data part of a config is in {FRAGMENT}")
     return 0

@@ -16,8 +16,8 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from classyseg.datasets.files.images import header_of
-from classyseg.inference.label_files import COMPRESSION, Palette, encoded, label_image, label_png
 from classyseg.io import written_atomically
+from classyseg.label_files import COMPRESSION, Palette, encoded, label_image, label_png
 from classyseg.pictures import safe_name
 
 GEO_TAGS = {33550: 12, 33922: 12, 34264: 12, 34735: 3, 34736: 12, 34737: 2, 50844: 12}

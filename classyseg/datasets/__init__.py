@@ -7,6 +7,7 @@ from classyseg.datasets.annotations.coco_json import CocoJson
 from classyseg.datasets.annotations.cvat_masks import CvatMasks
 from classyseg.datasets.annotations.cvat_xml import CvatXml
 from classyseg.datasets.annotations.hf_dataset import HfDataset
+from classyseg.datasets.annotations.label_studio import LabelStudio
 from classyseg.datasets.annotations.labelme import Labelme
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.annotations.roboflow_masks import RoboflowMasks
@@ -75,6 +76,7 @@ __all__ = [
     "ImagePaths",
     "Kinetics400",
     "LabelMap",
+    "LabelStudio",
     "Labelme",
     "MINC",
     "MaskFiles",

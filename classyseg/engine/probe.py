@@ -25,7 +25,7 @@ SAME_LOSS = 0.02
 """How far the loss in bfloat16 may be from that in float32, as a share of it: five times what rounding alone does."""
 LEAST_SIDE = 32
 LOSS_SIDE = 128
-"""Losses are compared on windows of this side: a batch norm over a few values would turn rounding into another loss."""
+"""Losses are compared on windows of this side: a batch norm over few values would turn rounding into another loss."""
 ROUNDS = 3
 """How often each variant is measured after its warm-up, if there is time."""
 LOADING_HIDDEN = 0.03
@@ -72,9 +72,10 @@ def workers_for(loading: float, computing: float, cores: int) -> int:
 
 @dataclass
 class Probe:
-    """Steps of `model` on a small batch: `loss` gives a number of its outputs for `images` and `target`.
+    """Steps of `model` on a few images: `loss` gives a number of its outputs for `images` and `target`.
 
-    With `trains`, a step has gradients. Nothing is left of it: no gradients, other statistics or random numbers.
+    `within` takes the first of them, for steps that are timed; `losses` takes all. With `trains`, a step has gradients.
+    Nothing is left of it: no gradients, other statistics or random numbers.
     """
 
     model: nn.Module
@@ -110,8 +111,10 @@ class Probe:
             images = images.contiguous(memory_format=torch.channels_last)
         return replace(self, images=images, target=target)
 
-    def within(self, seconds: float) -> Probe:
-        """The same with images as large as can be, so that a step takes about `seconds` at most."""
+    def within(self, seconds: float, count: int = 2) -> Probe:
+        """The same with `count` images, as large as can be, so that a step takes about `seconds` at most."""
+        if len(self.images) > count:
+            return replace(self, images=self.images[:count], target=self.target[:count]).within(seconds, count)
         largest = max(self.images.shape[-2:])
         side = LEAST_SIDE
         self.cut(side).step("float32")

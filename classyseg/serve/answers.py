@@ -16,8 +16,8 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
 from classyseg.inference.class_rule import ClassRule
-from classyseg.inference.label_files import COMPRESSION, encoded, label_png
 from classyseg.io import json_line
+from classyseg.label_files import COMPRESSION, encoded, label_png
 from classyseg.pictures import display_colors
 from classyseg.serve.limits import Limits
 

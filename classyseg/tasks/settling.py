@@ -36,8 +36,10 @@ log = logging.getLogger(__name__)
 
 NO_THREADS = 0
 """Stands for torch's own number of threads, where processes tell each other their choices as integers."""
-LOADED = 4
-"""How many samples are loaded to see how long one takes."""
+LOADED = 8
+"""How many samples are loaded: to see how long one takes, and to compare losses on them."""
+TIMED = 2
+"""How many of them a step has that is timed."""
 DEFAULT_WORKERS = 2
 
 
@@ -125,7 +127,7 @@ class _Findings:
         probe, loading = self._probe()
         with probe.without_traces():
             variants = max(1, len(counts)) + 2 * measures_precision
-            part = probe.within(SECONDS / (2 * variants))
+            part = probe.within(SECONDS / (2 * variants), self._batch_size())
             if counts:
                 precision = self._task.runtime.precision
                 known = "float32" if precision == "auto" else precision
@@ -170,19 +172,24 @@ class _Findings:
         task = self._task
         trains = task.optimizer is not None and "train" in task.data.sets
         data = task.data.sets["train"] if trains else task.data.reference_set
-        size = task.batch_size // distributed.world_size() // task.runtime.accumulate_steps if trains else 1
         seconds, samples = [], []
         for index in range(min(LOADED, len(data))):
             started = time.perf_counter()
             samples.append(data.sample(index, 0))
             seconds.append(time.perf_counter() - started)
-        taken = [each for each in samples if each.image.shape == samples[0].image.shape][: max(1, min(2, size))]
+        taken = [each for each in samples if each.image.shape == samples[0].image.shape]
         images, targets = (torch.stack([getattr(each, key) for each in taken]) for key in ("image", "target"))
         batch = Sample(images, targets, tuple(str(each.name) for each in taken))
         batch = batch.to(task.engine.device, channels_last=task.runtime.channels_last)
         images = task.normalizer(batch.image)
         # The first sample also pays for imports.
         return Probe(task.model, self._loss, images, batch.target, trains, (task.loss,)), min(seconds)
+
+    def _batch_size(self) -> int:
+        """How many images a step has that is timed: no more than one of the run."""
+        task = self._task
+        own = task.batch_size // distributed.world_size() // task.runtime.accumulate_steps
+        return max(1, min(TIMED, own)) if task.optimizer is not None else 1
 
     def _loss(self, outputs: Any, target: Tensor) -> Tensor:
         """The task's loss; where its targets are made in a step of the task alone, a number of the outputs."""

@@ -161,6 +161,21 @@ def test_images_are_cut_where_a_step_would_take_too_long() -> None:
     assert whole.within(0.0).images.shape == (2, 3, 32, 32)
     assert whole.within(1e9).images.shape == (2, 3, 100, 140)
     assert whole.within(1e9).target.shape == (2, 100, 140)
+    assert whole.within(1e9, count=1).images.shape == (1, 3, 100, 140)
+
+
+def test_rounding_is_no_other_loss_and_a_large_error_is_one() -> None:
+    """On eight small images of a net that ends in a batch norm over few values, and where bfloat16 loses the signal."""
+    torch.manual_seed(0)
+    images, target = torch.rand(8, 3, 16, 16), torch.randint(0, 4, (8, 1, 1))
+    model = torch.nn.Sequential(*(ConvNormAct(3 if i == 0 else 8, 8, stride=2) for i in range(4)))
+
+    def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs.float(), target)
+
+    assert same_loss(Probe(model, loss, images, target, trains=True).losses())
+    lost = torch.nn.Conv2d(3, 8, 16)  # 1000 and small differences, of which bfloat16 keeps nothing
+    assert not same_loss(Probe(lost, lambda out, _: out.float().std(0).mean(), 1000 + images, target, True).losses())
 
 
 @pytest.mark.parametrize("key", ["precision", "threads", "workers"])
