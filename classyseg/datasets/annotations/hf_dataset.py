@@ -15,7 +15,7 @@ from torch import Tensor
 from classyseg.config import MAX_CHANNELS, listed, unknown
 from classyseg.console import MAX_NAME, printable, shown
 from classyseg.datasets.annotations.class_labels import Classes, ClassLabels
-from classyseg.datasets.annotations.found import Found
+from classyseg.datasets.annotations.found import Found, part_named
 from classyseg.datasets.annotations.image_files import ImageFiles
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.classy_dataset import Palette
@@ -305,7 +305,8 @@ def found_in(folder: Path) -> Found | None:
     form = "as save_to_disk writes it" if saved else "in Parquet files"
     why = f"it is a Hugging Face data set {form}, with {rows} rows of {image} and {mask} in {split or 'it'}"
     why += "" if names else f"; which classes the numbers of {mask} stand for, it does not say"
-    return Found("hf_dataset", 0.95 if names else 0.8, why, config, rows)
+    parts = {part: {"split": each} for each in splits if len(splits) > 1 and (part := part_named(each))}
+    return Found("hf_dataset", 0.95 if names else 0.8, why, config, rows, parts)
 
 
 def _count(path: Path) -> int:

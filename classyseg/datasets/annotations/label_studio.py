@@ -305,6 +305,12 @@ def _found_json(folder: Path, path: Path) -> Found | None:
         tasks = [task for task in read_tasks(path, None, "newest") if task.regions is not None]
     except DataError as error:
         return Found("label_studio", 0.4, f"{path.name} begins as an export of Label Studio, but: {error}", config, 0)
+    notes: tuple[str, ...] = ()
+    try:
+        read_tasks(path, None, "error")
+    except DataError as error:
+        config["several"] = "newest"
+        notes = (f"{error}; the newest annotation is taken",)
     labels = sorted({region.label for task in tasks for region in task.regions or ()})
     config["classes"] = labels
     starts = [folder, *sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))]
@@ -317,7 +323,7 @@ def _found_json(folder: Path, path: Path) -> Found | None:
             if start != folder:
                 config["images"] = start.name
             why = f"{path.name} has {len(tasks)} annotated tasks of Label Studio, whose images are in {start.name}"
-            return Found("label_studio", 0.95, why, config, len(tasks))
+            return Found("label_studio", 0.95, why, config, len(tasks), notes=notes)
     why = (
         f"{path.name} has {len(tasks)} annotated tasks of Label Studio; not all of their images are there: put them in"
     )

@@ -236,6 +236,9 @@ def test_of_several_annotations_the_ground_truth_counts_or_the_newest_on_demand(
     with pytest.raises(DataError, match="task 1 has 2 annotations"):
         build_dataset(config)
     assert build_dataset({**config, "several": "newest"}).load(0).target.max() == 0
+    found = found_in(tmp_path)
+    assert found is not None
+    assert found.config["several"] == "newest"
     both["annotations"][1]["ground_truth"] = True
     assert build_dataset({**tree(tmp_path, both), "classes": ["car"]}).load(0).target.max() == 1
 
