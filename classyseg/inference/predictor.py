@@ -91,9 +91,6 @@ class Predictor:
         model_config: Mapping[str, Any] | ComponentConfig | None = None,
     ) -> None:
         self.classes = tuple(classes)
-        self.palette = tuple((int(c[0]), int(c[1]), int(c[2])) for c in palette)
-        if palette and len(self.palette) != len(self.classes):
-            raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         self.ignore_index = ignore_index
         self.multi_label = multi_label
         self.clips = clips_for(model, clips)
@@ -128,13 +125,15 @@ class Predictor:
             channels_last=channels_last,
         )
         self.head = model.main_head
-        if not self.palette:
-            flags = multi_label and self.network.gives_maps(self.head)
-            self.palette = default_palette(len(self.classes), flags=flags)
+        self.palette = tuple((int(c[0]), int(c[1]), int(c[2])) for c in palette) or default_palette(
+            len(self.classes), flags=multi_label and self.network.gives_maps(self.head)
+        )
         self._check_classes()
         self.protocol.check(self.network, [Wanted(self.head)])
 
     def _check_classes(self) -> None:
+        if len(self.palette) != len(self.classes):
+            raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         if self.network.num_classes(self.head) != len(self.classes):
             raise ConfigError(
                 "classes",

@@ -326,21 +326,17 @@ def read_mask_channels(path: Path) -> npt.NDArray[Any]:
         with _naming(path):
             values = np.array(np.lib.format.open_memmap(path, mode="r"))  # mapped first: a header may promise any size
         if values.ndim not in (2, 3) or values.dtype.kind not in "buif" or not values.size:
-            raise DataError(
-                f"an array of {values.shape} {values.dtype}; accepted are numbers (H, W) or (H, W, channels)", file=path
-            )
-        values = values.astype(np.uint8) if values.dtype.kind == "b" else values.astype(values.dtype.newbyteorder("="))
+            raise DataError(f"an array of {values.shape} {values.dtype}; accepted: (H, W, channels)", file=path)
+        values = values.astype(np.uint8 if values.dtype.kind == "b" else values.dtype.newbyteorder("="))
     else:
         with _opened(path) as stored:
             header = stored.header
             if header.bands == 1:
                 return read_mask_values(path)[None]
             _check_mask(path, stored)
-            if stored.image is not None and header.bits != 8:
-                raise DataError(f"a mask that is {header}, of which Pillow would keep 8 bits; write .npy", file=path)
             values = np.asarray(stored.image) if stored.image is not None else stored.samples()
-            if values.shape[2:] != (header.bands,):
-                raise DataError(f"a mask that is {header}, whose channels Pillow does not keep; write .npy", file=path)
+            if values.shape[2:] != (header.bands,) or (stored.image is not None and header.bits != 8):
+                raise DataError(f"a mask that is {header}, of which Pillow would lose something; write .npy", file=path)
     values = np.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
     return _whole_numbers(path, values) if values.dtype.kind == "f" else values
 
