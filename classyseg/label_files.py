@@ -19,13 +19,18 @@ COMPRESSION = 3
 
 def label_image(labels: npt.NDArray[Any], palette: Palette) -> Image.Image:
     """Labels (H, W) as an image with the palette; of 16 bits if it has more than 256 colours."""
-    if len(palette) > 2**16:
-        raise ConfigError(f"found {len(palette)} classes; files of labels hold up to {2**16}")
+    check_num_classes(palette)
     if len(palette) > 256:
         return Image.fromarray(np.ascontiguousarray(labels, np.uint16))
     image = Image.fromarray(np.ascontiguousarray(labels, np.uint8), "P")
     image.putpalette(np.array(palette, np.uint8).tobytes())
     return image
+
+
+def check_num_classes(palette: Palette) -> None:
+    """Raises: `ConfigError` for more classes than a file of labels holds."""
+    if len(palette) > 2**16:
+        raise ConfigError(f"found {len(palette)} classes; files of labels hold up to {2**16}")
 
 
 def label_png(labels: npt.NDArray[Any], palette: Palette) -> bytes:

@@ -231,8 +231,9 @@ def as_videos(inputs: Inputs) -> None:
 class Plan:
     """The files to write for an input. With `in_frames`, `labels` and `scores` are folders of a file for each frame.
 
-    Where pixels have several classes, `flags` has a file (a folder) for each class, in place of `labels`. `geo` are the
-    tags that place a GeoTIFF on the earth; its labels get them too.
+    Where pixels have several classes, `flags` has a file (a folder) for each class, in place of `labels`. With
+    `in_bands`, the image is too large to be held: it is read, and its labels are written, a part at a time. `geo` are
+    the tags that place a GeoTIFF on the earth; its labels get them too.
     """
 
     labels: Path | None = None
@@ -241,6 +242,7 @@ class Plan:
     scores: Path | None = None
     geo: Mapping[int, Any] = field(default_factory=dict)
     in_frames: bool = False
+    in_bands: bool = False
 
     def paths(self) -> set[Path]:
         return {path for path in (self.labels, *self.flags, self.overlay, self.scores) if path is not None}

@@ -109,7 +109,7 @@ def sections(what: str, *, plugins: bool = True) -> Iterator[tuple[str, list[str
 def records() -> dict[str, type[BaseModel]]:
     """Groups of options that are one parameter, by their key."""
     from classyseg.averaging import AveragingConfig
-    from classyseg.datasets import ClipConfig, SplitConfig
+    from classyseg.datasets import ClipConfig, SplitConfig, TilesConfig
     from classyseg.layers import NormalizeConfig, NormConfig
     from classyseg.models.backbones.vision_transformer import ConvStemLayer
     from classyseg.optim import ParameterGroup
@@ -138,6 +138,7 @@ def records() -> dict[str, type[BaseModel]]:
         "conv_stem_layers": ConvStemLayer,
         "groups": ParameterGroup,
         "clips": ClipConfig,
+        "tiles": TilesConfig,
         "split": SplitConfig,
     }
 

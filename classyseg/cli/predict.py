@@ -146,17 +146,23 @@ def _plan(given: Input, output: Path, arguments: argparse.Namespace, predictor: 
     """
     from classyseg.cli.inputs import Plan
     from classyseg.cli.prediction_files import TIFF_SUFFIXES, class_folders, geo_tags
+    from classyseg.errors import DataError
+    from classyseg.inference.rasters import reads_in_bands
 
     gives_maps = predictor.network.gives_maps(predictor.head)
     folders = class_folders(predictor.classes) if gives_maps and predictor.multi_label else ()
     in_frames = given.is_video and not predictor.takes_clips
     place, stem = output / given.name.parent, given.name.name if given.is_frames else given.name.stem
     geo = geo_tags(given.path) if gives_maps and not given.is_video else {}
+    try:
+        in_bands = not given.is_video and reads_in_bands(predictor, given.path)
+    except DataError:  # whoever reads its pixels says what is wrong
+        in_bands = False
     if in_frames:
         labels, scores, form = place / stem, place / stem, "mp4"
     else:
         name = given.name if given.name.suffix.lower() in TIFF_SUFFIXES else given.name.with_suffix(".tif")
-        labels = place / (name.name if geo else f"{stem}.png")
+        labels = place / (name.name if geo or in_bands else f"{stem}.png")
         scores, form = place / f"{stem}.npy", arguments.overlay_format
     return Plan(
         labels=labels if gives_maps and not folders else None,
@@ -165,6 +171,7 @@ def _plan(given: Input, output: Path, arguments: argparse.Namespace, predictor: 
         scores=scores if arguments.scores else None,
         geo=geo,
         in_frames=in_frames,
+        in_bands=in_bands,
     )
 
 

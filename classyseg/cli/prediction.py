@@ -20,7 +20,15 @@ from torch import Tensor
 
 from classyseg.cli.inputs import Input, Plan
 from classyseg.cli.output import DISK_ERRORS, ProgressLine
-from classyseg.cli.prediction_files import overlay_video, write_flags, write_labels, write_overlay, write_scores
+from classyseg.cli.prediction_files import (
+    overlay_video,
+    write_flags,
+    write_label_raster,
+    write_labels,
+    write_overlay,
+    write_scores,
+)
+from classyseg.datasets.files.rasters import raster_of
 from classyseg.datasets.files.videos import each_frame
 from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
@@ -74,12 +82,14 @@ class Job:
         """Predicts all files and notes those that fail. Raises: `OSError` of a full disk, on which all would fail."""
         with ProgressLine(len(self.plans), "files") as self._progress, ThreadPoolExecutor(THREADS) as self._pool:
             try:
-                images = [given for given in self.plans if not given.is_video]
+                images = [given for given, plan in self.plans.items() if not given.is_video and not plan.in_bands]
                 for batch in same_size(self._read_ahead(images), self.predictor.batch_size):
                     self._predict(batch)
                 for given in self.plans:
                     if given.is_video:
                         self._predict_video(given)
+                    elif self.plans[given].in_bands:
+                        self._predict_bands(given)
             finally:
                 self._collect(0)  # also after Ctrl-C, so that files being written become complete
 
@@ -143,6 +153,33 @@ class Job:
             self._writing.append((read.given.path, writing))
         large = pixels_of(batch[0].image) > MAX_PIXELS  # written one at a time, to save memory
         self._collect(0 if large else 2 * THREADS)
+
+    def _predict_bands(self, given: Input) -> None:
+        """Predicts and writes an image that is too large to be held, a band of rows at a time."""
+        plan, started, before = self.plans[given], time.perf_counter(), Counter(self.predictor.in_windows)
+        total = np.zeros(len(self.predictor.classes), np.int64)
+
+        def counted() -> Iterator[tuple[int, Labels]]:
+            for first, labels in self.predictor.label_bands(given.path):
+                nonlocal total
+                total += self._counts(labels)
+                yield first, labels
+
+        try:
+            size = raster_of(given.path).size
+            if plan.overlay is not None or plan.scores is not None:
+                raise ConfigError(
+                    f"has {size[1]} x {size[0]} pixels, which are predicted a part at a time; --overlay and --scores "
+                    "are for images that are read whole: leave them out"
+                )
+            if plan.labels is not None:
+                write_label_raster(plan.labels, counted(), size, self.predictor.palette, plan.geo)
+        except (ConfigError, RuntimeError, ValueError, MemoryError, OSError) as error:
+            self._fail(given.path, error)
+            return
+        seconds, windows = time.perf_counter() - started, self.predictor.windows_since(before)
+        self.records[given.path] = self._record(plan, size, total, seconds, **windows)
+        self._progress.add()
 
     def _predict_video(self, given: Input) -> None:
         """Labels frame by frame. If a video breaks off, the earlier frames are kept."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from classyseg.datasets.files.images import header_of
 from classyseg.io import written_atomically
-from classyseg.label_files import COMPRESSION, Palette, encoded, label_image, label_png
+from classyseg.label_files import COMPRESSION, Palette, check_num_classes, encoded, label_image, label_png
 from classyseg.pictures import safe_name
 
+Labels = npt.NDArray[Any]
 GEO_TAGS = {33550: 12, 33922: 12, 34264: 12, 34735: 3, 34736: 12, 34737: 2, 50844: 12}
 """What places a TIFF on the earth, and the types of its numbers (12: double, 3: short, 2: text).
 
@@ -30,6 +31,10 @@ TIE_POINTS, MATRIX, KEYS = 33922, 34264, 34735
 BLACK = (0, 0, 0)
 UPRIGHT = 1
 """The orientation of an image that is shown as it is stored: a world file is for the stored pixels."""
+TILE = 256
+"""The side of the tiles of a label raster."""
+MAX_CLASSIC = 2**31
+"""The most bytes of labels in a TIFF with offsets of 32 bits: half of what these reach."""
 TIFF_SUFFIXES = (".tif", ".tiff")
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG_QUALITY = 92
@@ -109,6 +114,51 @@ def class_folders(classes: Sequence[str]) -> tuple[str, ...]:
     names = [safe_name(name) or "class" for name in classes]
     taken = Counter(name.casefold() for name in names)
     return tuple(f"{name}_{i}" if taken[name.casefold()] > 1 else name for i, name in enumerate(names))
+
+
+def write_label_raster(
+    path: Path, bands: Iterable[tuple[int, Labels]], size: tuple[int, int], palette: Palette, geo: Mapping[int, Any]
+) -> None:
+    """Writes labels of `size` (height, width) that come in bands of rows as a TIFF in tiles, with the tags `geo`.
+
+    It is a BigTIFF if it may become larger than others can.
+    """
+    tifffile = importlib.import_module("tifffile")  # which has read the image
+    check_num_classes(palette)
+    kind = np.dtype(np.uint8 if len(palette) <= 256 else np.uint16)
+    colors: dict[str, Any] = {"photometric": "minisblack"}
+    if len(palette) <= 256:
+        table = np.zeros((3, 256), np.uint16)
+        table[:, : len(palette)] = np.array(palette, np.uint16).T * 257
+        colors = {"photometric": "palette", "colormap": table}
+    values = {tag: value if isinstance(value, str | tuple) else (value,) for tag, value in geo.items()}
+    tags = [(tag, GEO_TAGS[tag], len(value), value, True) for tag, value in values.items()]
+    options = {"shape": size, "dtype": kind, "tile": (TILE, TILE), "compression": "deflate", **colors}
+    is_big = size[0] * size[1] * kind.itemsize > MAX_CLASSIC
+    with (
+        _placed(path) as temporary,
+        open(temporary, "xb") as file,
+        tifffile.TiffWriter(file, bigtiff=is_big) as writer,
+    ):
+        written = _tiles(bands, size, kind)
+        writer.write(written, maxworkers=1, metadata=None, software=False, extratags=tags, **options)
+
+
+def _tiles(bands: Iterable[tuple[int, Labels]], size: tuple[int, int], kind: np.dtype[Any]) -> Iterator[Labels]:
+    """The tiles of an image from left to right and top to bottom, filled up by zeros at its ends."""
+    row = np.zeros((TILE, -(-size[1] // TILE) * TILE), kind)
+    filled = 0
+    for first, labels in bands:
+        done = 0
+        while done < len(labels):
+            count = min(TILE - filled, len(labels) - done)
+            row[filled : filled + count, : size[1]] = labels[done : done + count]
+            filled, done = filled + count, done + count
+            if filled == TILE or first + done == size[0]:
+                row[filled:] = 0
+                for left in range(0, row.shape[1], TILE):
+                    yield np.ascontiguousarray(row[:, left : left + TILE])
+                filled = 0
 
 
 def write_values(path: Path, values: npt.NDArray[Any]) -> None:

@@ -23,6 +23,7 @@ from classyseg.datasets.drawn.synthetic_shape_images import SyntheticShapeImages
 from classyseg.datasets.drawn.synthetic_shapes import SyntheticShapes
 from classyseg.datasets.drawn.synthetic_video import SyntheticVideo
 from classyseg.datasets.files.masks import MaskFiles
+from classyseg.datasets.files.tiles import TilesConfig
 from classyseg.datasets.folder import Folder
 from classyseg.datasets.image_folder import ImageFolder
 from classyseg.datasets.image_paths import ImagePaths
@@ -94,6 +95,7 @@ __all__ = [
     "SyntheticShapeImages",
     "SyntheticShapes",
     "SyntheticVideo",
+    "TilesConfig",
     "TrainOrder",
     "UCF101",
     "VideoFolder",

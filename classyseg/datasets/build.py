@@ -35,6 +35,8 @@ def build_dataset(config: Any) -> ClassyDataset:
     for key in ("exif", "on_bad_sample", "max_bad_samples"):
         if hasattr(checked, key):  # a config may have been checked without the keys that every data set has
             setattr(dataset, key, getattr(checked, key))
+    if dataset.samples_are_parts:
+        len(dataset)  # reads the sizes of all files, so that faults of these are told here
     for key in KEYS_OF_FILES if dataset.parts else ():
         found = getattr(checked, key, DATASET_KEYS[key][1])
         if found != DATASET_KEYS[key][1]:

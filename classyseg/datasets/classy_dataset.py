@@ -119,6 +119,11 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """The same for masks that hold colours."""
     too_short: Sequence[str] = ()
     """Videos that are left out: they have fewer frames than a clip."""
+    for_training: bool = False
+    """Whether samples are for training: the task sets it. Where they are parts of files, other parts may be drawn in
+    each epoch; where a model is measured, every pixel comes once."""
+    samples_are_parts: bool = False
+    """Whether samples are parts of images: then `cache` holds whole files, and the data set reads and stores them."""
     parts: Sequence[ClassyDataset] = ()
     """The data sets that this one is made of; see `part_places` and `locate`."""
 
@@ -225,6 +230,14 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         """The stored mask or class alone."""
         return self.load(index).target
 
+    def image_of(self, index: int) -> tuple[int, tuple[int, int]] | None:
+        """Where samples are parts of images: the number of the image of sample `index`, and its height and width."""
+        return None
+
+    def counted_part(self, index: int) -> tuple[slice, slice] | None:
+        """The rows and columns of the stored sample that count; None: all. What other samples show is not in them."""
+        return None
+
     def names_of(self, index: int) -> tuple[str, str]:
         """The image and the target of sample `index` in messages: their files, else the sample's number."""
         files = [str(path) for path in self.files(index)] or [f"sample {index}"]
@@ -302,16 +315,17 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     def _stored(self, index: int, epoch: int) -> Sample:
         """The checked sample of `draw`, from the cache if there is one; its labels have the type `_label_type`."""
-        key = None if self.cache is None else self.cache.key(index, self.files(index))
-        sample = None if self.cache is None else self.cache.read(key)
+        cache = None if self.samples_are_parts else self.cache
+        key = None if cache is None else cache.key(index, self.files(index))
+        sample = None if cache is None else cache.read(key)
         if sample is None:
             sample = self.draw(index, epoch)
             self._check(sample)
             dtype = sample.target.dtype
             if dtype != self._label_type and not dtype.is_floating_point:
                 sample = sample.replace(target=sample.target.to(self._label_type))
-            if self.cache is not None:
-                self.cache.store(key, sample)
+            if cache is not None:
+                cache.store(key, sample)
         return sample
 
     def without_label(self, index: int, epoch: int) -> Sample:

@@ -79,6 +79,15 @@ class Composed(ClassyDataset):
         for i, part in enumerate(self.parts):
             part.seed = derived_seed(seed, i)  # a data set that comes twice must be augmented in two ways
 
+    @property
+    def for_training(self) -> bool:
+        return self.parts[0].for_training
+
+    @for_training.setter
+    def for_training(self, for_training: bool) -> None:
+        for part in self.parts:
+            part.for_training = for_training
+
     @classmethod
     @abstractmethod
     def parts_in(cls, config: Any) -> Mapping[str, Any]: ...

@@ -20,6 +20,8 @@ from classyseg.datasets.files.images import MASK_SUFFIXES, Bits, read_colors
 from classyseg.datasets.files.lists import has_column
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import ImageAndMask, chosen_pairs, images_alone, matched_pairs, tabled_pairs
+from classyseg.datasets.files.rasters import Window, read_colors_window
+from classyseg.datasets.files.tiles import TilesConfig
 from classyseg.datasets.label_map import LabelMap, color_text, labels_of
 from classyseg.datasets.splits import Split, SplitConfig, take_part
 from classyseg.errors import ConfigError, within
@@ -78,6 +80,7 @@ class Folder(MaskFiles):
         bits: Of a channel; 16 for grey images of 16 bits, TIFF of any bands of 16 bits (`classyseg[tiff]`), and `.npy`
             of uint16; 32 for measured numbers, with signs or in floating point, of TIFF and `.npy`, which stay as they
             are.
+        tiles: Large images as samples of tiles: `{size: [512, 512], overlap: 64}`; see key `tiles`.
         transforms: Transforms.
     """
 
@@ -101,13 +104,16 @@ class Folder(MaskFiles):
         palette: Palette | None = None,
         channels: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3,
         bits: Bits = 8,
+        tiles: TilesConfig | None = None,
         transforms: tuple[TransformConfig, ...] = (),
     ) -> None:
+        if tiles is not None:
+            tiles.check()
         self.classes = _known_classes(classes, masks)
         _check_labels(self.classes, ignore_index, palette, label_map, color_map, multi_label)
         named = _Named(mask_suffix, image_suffix, nested, list, table, split)
         named.check(masks)
-        _check_flag_masks(masks, named, self.classes, multi_label, ignore_masks)
+        _check_flag_masks(masks, named, self.classes, multi_label, ignore_masks, tiles)
         self.ignore_index, self.multi_label = ignore_index, multi_label
         self.channels = channels
         self.bits = bits
@@ -123,7 +129,7 @@ class Folder(MaskFiles):
             pairs: Sequence[ImageAndMask] = [(image, own[0]) for image, own, _ in self.flag_files]
         else:
             pairs = _pairs(images, masks, named)  # type: ignore[arg-type]  # a mapping is refused above
-        super().__init__(pairs, transforms)
+        super().__init__(pairs, transforms, tiles)
 
     @classmethod
     def facts_of(cls, config: Any) -> DataFacts:
@@ -139,12 +145,14 @@ class Folder(MaskFiles):
     def check_config(cls, config: Any) -> None:
         if cls.__init__ is not Folder.__init__:  # a subclass with options of its own
             return
+        if config.tiles is not None:
+            config.tiles.check()
         classes = _known_classes(config.classes, config.masks)
         several = config.multi_label
         _check_labels(classes, config.ignore_index, config.palette, config.label_map, config.color_map, several)
         named = _Named(*(getattr(config, key) for key in _Named._fields))
         named.check(config.masks)
-        _check_flag_masks(config.masks, named, classes, several, config.ignore_masks)
+        _check_flag_masks(config.masks, named, classes, several, config.ignore_masks, config.tiles)
 
     def files(self, index: int) -> tuple[Path, ...]:
         if not self.flag_files:
@@ -160,6 +168,11 @@ class Folder(MaskFiles):
 
     def read_labels(self, path: Path) -> Tensor:
         return super().read_labels(path) if self.color_map is None else self.color_map(read_colors(path), path)
+
+    def read_label_window(self, path: Path, window: Window) -> Tensor:
+        if self.color_map is None:
+            return super().read_label_window(path, window)
+        return self.color_map(read_colors_window(path, window), path)
 
     def _label_hint(self, values: list[int]) -> str:
         if self.label_map.labels or self.color_map:
@@ -266,8 +279,11 @@ def _check_flag_masks(
     classes: Sequence[str],
     multi_label: bool,
     ignore_masks: str | None,
+    tiles: TilesConfig | None,
 ) -> None:
     """Raises: `ConfigError` for options of masks of each class that do not fit each other."""
+    if multi_label and tiles is not None:
+        raise ConfigError("tiles", "found together with multi_label, whose masks are read whole; cut the files first")
     if multi_label:
         one_each = masks is not None and mask_places(masks, named.mask_suffix, classes)[1]
         if named.table is not None and one_each:

@@ -94,6 +94,7 @@ PAIR_MENDS = {
     "missing_file": "correct the names in the list or table, or add the files",
     "video_unreadable": "fetch the videos again, or take them out of the set",
     "empty_class": "add the files of the class, or remove its folder and name all classes in `classes`",
+    **{kind: PROBLEMS[kind][2] for kind in ("image_unreadable", "mask_unreadable", "size_mismatch")},
 }
 
 
@@ -236,7 +237,7 @@ def looked_at(
                 summary.add(facts)
                 if is_part:
                     part.add(facts)
-                bar.update()
+                bar.update(facts.num_tiles)
                 yield part, facts
 
 

@@ -6,6 +6,7 @@ import hashlib
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +21,10 @@ from classyseg.datasets.files.images import (
     TurnedError,
     UnreadableError,
     header_of,
-    holds_colors,
-    holds_labels,
     read_colors,
     read_mask_values,
 )
+from classyseg.datasets.files.mask_rules import holds_colors, holds_labels
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.loading.workers import WorkerError, warm_fork_server, without_sigchld_handler
 from classyseg.errors import DataError
@@ -58,7 +58,11 @@ class Facts:
     that the label map does not know, `colors` those of a mask's colours if it holds colours by mistake. `image_digest`
     and `mask_digest` are equal for equal contents. `counts_up` says that the labels are 0, 1, ... without a gap, as
     numbers of objects are. `exif_that_fits` is the value of `exif` by which a turned image has the size of its mask, if
-    only one does. With `whole_images`, each class counts as one pixel. `video` is a number of the clip's video.
+    only one does. With `whole_images`, each class counts as one pixel. `video` is a number of the clip's video. `low`
+    and `high` are the smallest and the largest value of each channel.
+
+    Where samples are tiles, the facts are those of an image: of its `num_tiles` tiles that were looked at, each pixel
+    once.
 
     With `has_flags`, a pixel may have several classes: `pixels` then counts set flags, and under the ignored label the
     pixels with an ignored flag; `known` the flags of each class that are not ignored; `overlap` the pixels of several
@@ -88,6 +92,9 @@ class Facts:
     without: int = 0
     video: str = ""
     exif_that_fits: str = ""
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    num_tiles: int = 1
 
     def add(self, kind: str, file: str, text: str) -> None:
         self.problems.append(Problem(kind, file, text))
@@ -98,6 +105,7 @@ def inspect_all(
 ) -> Iterator[Facts]:
     """The facts of the samples `indices`, in that order, found by `workers` processes (0: in this one).
 
+    Of samples that are tiles, the facts of those that follow each other in an image are given as one.
     Without `labels` only images are looked at. Memory does not grow with the number of samples. No global generator is
     used. Raises: `WorkerError` when a process is killed.
     """
@@ -115,7 +123,7 @@ def inspect_all(
     try:
         with without_sigchld_handler():
             samples = iter(loader)
-        yield from samples
+        yield from _of_images(dataset, samples)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -142,12 +150,71 @@ def _unchanged(facts: Any) -> Any:
     return facts
 
 
+def _of_images(dataset: ClassyDataset, samples: Iterator[Facts]) -> Iterator[Facts]:
+    """The facts of images, of those of their tiles. Memory does not grow with the number of tiles."""
+    image: Facts | None = None
+    number = -1
+    for facts in samples:
+        found = dataset.image_of(facts.index)
+        if found is None:
+            yield facts
+        elif image is not None and found[0] == number:
+            _join(image, facts)
+        else:
+            if image is not None:
+                yield _concluded(image, dataset)
+            image, (number, size) = facts, found
+            image.size = None if image.size is None else (size[1], size[0])
+    if image is not None:
+        yield _concluded(image, dataset)
+
+
+def _join(image: Facts, tile: Facts) -> None:
+    """Adds the facts of a tile to those of its image."""
+    image.num_tiles += tile.num_tiles
+    known = {(problem.kind, problem.file) for problem in image.problems}
+    image.problems += [problem for problem in tile.problems if (problem.kind, problem.file) not in known]
+    if len(image.sums) == len(tile.sums):
+        image.area += tile.area
+        image.sums, image.squares, image.low, image.high = (
+            [of(pair) for pair in zip(*numbers, strict=True)]
+            for of, *numbers in (
+                (sum, image.sums, tile.sums),
+                (sum, image.squares, tile.squares),
+                (min, image.low, tile.low),
+                (max, image.high, tile.high),
+            )
+        )
+    for counts, more in (
+        (image.pixels, tile.pixels),
+        (image.unknown, tile.unknown),
+        (image.colors, tile.colors),
+    ):
+        for value, count in more.items():
+            if value in counts or len(counts) < MAX_VALUES:
+                counts[value] = counts.get(value, 0) + count
+    image.image_digest = _joined(image.image_digest, tile.image_digest)
+    image.mask_digest = _joined(image.mask_digest, tile.mask_digest)
+
+
+def _joined(first: bytes | None, second: bytes | None) -> bytes | None:
+    if first is None or second is None:
+        return None
+    return hashlib.blake2b(first + second, digest_size=16).digest()
+
+
 def inspect(dataset: ClassyDataset, index: int, *, labels: bool = True) -> Facts:
-    """The facts of sample `index`. Errors that the sample causes are not raised: they are its `problems`."""
+    """The facts of sample `index`. Errors that the sample causes are not raised: they are its `problems`.
+
+    Of a tile, what counts is looked at: other tiles hold the rest.
+    """
     facts = Facts(index)
     facts.image, facts.mask = dataset.names_of(index)
     image, target = _read_apart(facts, dataset, labels=labels) if dataset.reads_apart else _load(facts, dataset)
     target = target if labels else None
+    if (counted := dataset.counted_part(index)) is not None:
+        image = None if image is None else image[..., *counted]
+        target = None if target is None else target[counted]
     _guarded(facts, "sample_unreadable", facts.image, lambda: _look(facts, dataset, image, target))
     if dataset.gives_clips:
         clip = dataset.unit_of(index)[1]
@@ -165,6 +232,8 @@ def _look(facts: Facts, dataset: ClassyDataset, image: Tensor | None, labels: Te
         _look_at_image(facts, image)
     if labels is not None:
         _look_at_labels(facts, labels, dataset)
+    if dataset.image_of(facts.index) is None:
+        _concluded(facts, dataset)
     if image is not None and labels is not None and labels.dim() > 1 and image.shape[-2:] != labels.shape[-2:]:
         _compare_sizes(facts, (image.shape[-1], image.shape[-2]), (labels.shape[-1], labels.shape[-2]))
 
@@ -246,6 +315,16 @@ def _known_labels(facts: Facts, dataset: ClassyDataset) -> Tensor | None:
 def _exif_orientation(path: Path) -> int:
     """The EXIF orientation; 1 if there is none, or none that can be read."""
     try:
+        state = path.stat()
+    except OSError:
+        return 1
+    return _orientation_of(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _orientation_of(path: Path, size: int, time: int) -> int:
+    """As `_exif_orientation`, of the file in this state. It is asked for each tile of a file."""
+    try:
         return header_of(path)[1]
     except DataError:  # the reader of the pixels says what is wrong
         return 1
@@ -294,9 +373,8 @@ def _look_at_image(facts: Facts, image: Tensor) -> None:
     facts.scale = np.iinfo(flat.dtype).max if flat.dtype.kind in "ui" else 1
     facts.sums = flat.sum(1, dtype=kind).tolist()
     facts.squares = np.einsum("ij,ij->i", flat, flat, dtype=kind, casting="unsafe").tolist()
+    facts.low, facts.high = flat.min(1).tolist(), flat.max(1).tolist()
     facts.image_digest = _digest(values)
-    if facts.area > 1 and np.array_equal(flat.min(1), flat.max(1)):
-        facts.add("blank_image", facts.image, f"every pixel is {flat[:, 0].tolist()}")
 
 
 def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> None:
@@ -310,14 +388,23 @@ def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> Non
         return
     facts.pixels = _count(labels, (*range(dataset.num_classes), dataset.ignore_index))
     facts.mask_digest = _digest(labels.contiguous().numpy())
+
+
+def _concluded(facts: Facts, dataset: ClassyDataset) -> Facts:
+    """`facts` with what their numbers say of the whole image and its mask."""
+    if facts.area > 1 and facts.low == facts.high:
+        facts.add("blank_image", facts.image, f"every pixel is {facts.low}")
+    if facts.whole_images or facts.has_flags or not facts.pixels:
+        return facts
     found = sorted(label for label in facts.pixels if label != dataset.ignore_index)
     numbers = {*found, dataset.ignore_index}
     facts.counts_up = len(found) > dataset.num_classes and found[0] == 0 and found[-1] <= len(found)  # may be 2**31
     facts.counts_up = facts.counts_up and all(number in numbers for number in range(found[-1]))
     if not found:
         facts.add("unlabelled", facts.mask, f"every pixel is {dataset.ignore_index}, ignored")
-    elif len(facts.pixels) == 1 and labels.numel() > 1 and found[0] in range(dataset.num_classes):
+    elif len(facts.pixels) == 1 and sum(facts.pixels.values()) > 1 and found[0] in range(dataset.num_classes):
         facts.add("blank_mask", facts.mask, f"every pixel is {found[0]}, '{dataset.classes[found[0]]}'")
+    return facts
 
 
 def _look_at_flags(facts: Facts, flags: Tensor, dataset: ClassyDataset) -> None:

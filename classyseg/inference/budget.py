@@ -141,7 +141,9 @@ class Budget:
         return {
             "images": sum(in_windows.values()),
             "windows": sorted(told, key=lambda each: each["size"]),
-            "rule": f"the largest windows with which an image takes at most max_memory {text_of(self.max_memory or 0)}",
+            "rule": "windows of the size of the training's images"
+            if self.max_memory is None
+            else f"the largest windows with which an image takes at most max_memory {text_of(self.max_memory)}",
         }
 
     def warn(self, in_windows: Mapping[str, int], when: str = "") -> None:
@@ -149,10 +151,13 @@ class Budget:
         report = self.report(in_windows)
         if report is not None and distributed.is_primary():
             sizes = ["{1} in windows of {0[0]} x {0[1]}".format(w["size"], w["images"]) for w in report["windows"]]
+            too_small = "images of so many pixels are not computed as a whole"
+            if self.max_memory is not None:
+                too_small = f"max_memory {text_of(self.max_memory)} is too small for some images as a whole"
             log.warning(
-                "max_memory %s is too small for some images as a whole. They are computed in windows, which changes "
+                "%s. They are computed in windows, which changes "
                 "their labels: %s%s; a protocol that is named is kept to",
-                text_of(self.max_memory or 0),
+                too_small,
                 ", ".join(sizes),
                 when,
             )

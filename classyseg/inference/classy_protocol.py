@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from classyseg.inference.network import Network
 from classyseg.inference.rows import Cost, Rows, Size, TensorRows
 from classyseg.registry import PROTOCOLS, Configurable
 from classyseg.signature import own_parameters
+
+if TYPE_CHECKING:
+    from classyseg.inference.finish import Bands
 
 Kind = Literal["labels", "scores", "outputs"]
 
@@ -74,6 +77,15 @@ class ClassyProtocol(Configurable, ABC):
         """This protocol with windows of `size` for networks to see, which take less memory; None: it has no such form.
 
         What stands in for it where a budget is too small, and nobody named a protocol.
+        """
+        return None
+
+    def in_bands(
+        self, network: Network, image: Rows, size: Size, wanted: Collection[Wanted], budget: int | None = None
+    ) -> Bands | None:
+        """What is `wanted` of one image (C, H, W) that is there by rows, to be made band by band, never all at once.
+
+        Nothing runs before the first band. None: this protocol needs the whole image. Raises: `BudgetError`.
         """
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,26 +101,28 @@ class Bands:
         *,
         most_rows: int | None = None,
         are_scores: bool = False,
+        streamed: bool = False,
     ) -> Bands:
-        """Bands that keep a budget; none is higher than `most_rows`.
+        """Bands that keep a budget; none is higher than `most_rows`. If `streamed`, the whole results are never held.
 
         Raises: `BudgetError` where `budget` is less than the results, the `cost` and one row of maps take.
         """
         size = next(iter(maps.values())).size
-        results = _result_bytes(network, wanted, size)
+        results = 0 if streamed else _result_bytes(network, wanted, size)
+        each_row = _ROW * size[1] + (_result_bytes(network, wanted, (1, size[1])) if streamed else 0)
         sources = [each if are_scores else as_scores(network, head, each) for head, each in maps.items()]
         highest = min(size[0], most_rows or size[0])
         flags = [2 * network.num_classes(head) for head in maps if network.gives_flags(head)]  # compared, then as bytes
-        row = max(_ROW, *flags, 0) * size[1]
-        count = min(highest, max(1, rows_within(sources, BAND_BYTES, row)))
+        each_row += max(0, *(bytes_of - _ROW for bytes_of in flags), 0) * size[1]
+        count = min(highest, max(1, rows_within(sources, BAND_BYTES, each_row)))
         if not all(network.averages_logits(head) for head in maps):
             # A head with scores of its own makes all of a window's scores again for every band: few bands are faster.
             count = highest
         if budget is not None:
             room = budget - results - sum(cost)
-            fitting = rows_within(sources, room, row)
+            fitting = rows_within(sources, room, each_row)
             if fitting < 1:
-                one = max(source.bytes_for(1) for source in sources) + row
+                one = max(source.bytes_for(1) for source in sources) + each_row
                 raise BudgetError(f"an image of {size[0]} x {size[1]}", budget, results + sum(cost) + one)
             count = min(count, fitting)
         return cls(network, maps, wanted, count, are_scores)
@@ -133,12 +135,21 @@ class Bands:
             shape = size if item.kind == "labels" and not flags else (self.network.num_classes(item.head), *size)
             kind = torch.float32 if item.kind == "scores" else torch.uint8 if flags else torch.int64
             found[item] = torch.empty(shape, dtype=kind, device=self.network.device)
-        for first, stop in bands(size[0], self.count):
-            for head, each in self.maps.items():
-                values = each.rows(first, stop)
-                for item in (item for item in self.wanted if item.head == head):
-                    found[item][..., first:stop, :] = _made(self.network, item, values, self.are_scores)
+        for first, stop, part in self.pieces():
+            for item, values in part:
+                found[item][..., first:stop, :] = values
         return found
+
+    def pieces(self) -> Iterator[tuple[int, int, Iterator[tuple[Wanted, Tensor]]]]:
+        """The rows [first, stop) of each band from top to bottom, and what is wanted of them, made one by one."""
+        for first, stop in bands(next(iter(self.maps.values())).size[0], self.count):
+            yield first, stop, self._band(first, stop)
+
+    def _band(self, first: int, stop: int) -> Iterator[tuple[Wanted, Tensor]]:
+        for head, each in self.maps.items():
+            values = each.rows(first, stop)
+            for item in (item for item in self.wanted if item.head == head):
+                yield item, _made(self.network, item, values, self.are_scores)
 
 
 def _made(network: Network, wanted: Wanted, values: Tensor, are_scores: bool) -> Tensor:

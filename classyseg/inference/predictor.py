@@ -30,6 +30,7 @@ from classyseg.inference.memory import BudgetError, bytes_of
 from classyseg.inference.model_folder import FILES, write_model_folder
 from classyseg.inference.network import Network, Precision
 from classyseg.inference.preparation import Preparation, Prepared
+from classyseg.inference.rasters import label_bands
 from classyseg.inference.video_clips import clips_for, clips_of_video
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
@@ -207,6 +208,14 @@ class Predictor:
 
     def _labels(self, labels: Tensor) -> Labels:
         return labels.cpu().numpy().astype(np.bool_ if self.multi_label else self._label_type)
+
+    def label_bands(self, path: str | Path) -> Iterator[tuple[int, Labels]]:
+        """The labels of an image file of any size, TIFF or `.npy`, in bands of rows: the first row, and (h, W).
+
+        Neither the image nor its labels are ever held whole. See `inference.rasters.label_bands`.
+        """
+        for first, labels in label_bands(self, user_path(path)):
+            yield first, self._labels(labels)
 
     def overlay(self, image: Any, alpha: float = 0.5, labels: Labels | None = None) -> Image.Image:
         """The image under the colours of its classes, at the strength `alpha`; `labels` may be predicted before.

@@ -225,6 +225,11 @@ class Preparation:
             region = region if found is None else region.within(before, found)
         return Prepared(image, size, None if whole_images else region)
 
+    def changing(self, size: Size) -> list[str]:
+        """The names of the transforms that change an image of `size` of which all is wanted."""
+        found = (self._whole(i, step, size) for i, step in enumerate(self.transforms))
+        return [type(step).__name__ for step in found if step is not None and not isinstance(step, PairTransform)]
+
     def _whole(self, index: int, step: ClassyTransform, size: Size) -> ClassyTransform | None:
         """`step` if it keeps all of the image, else what it gives in its place; None where there is nothing."""
         if step.region_of(size, step.size_after(size) or size) is not None:

@@ -76,12 +76,23 @@ class MultiScale(ClassyProtocol):
         """Whether there is nothing to average."""
         return self.scales == (1.0,) and not self.flip
 
-    def _planner(self, network: Network, size: Size, wanted: Collection[Wanted]) -> Callable[[Rows, int | None], Bands]:
+    def in_bands(
+        self, network: Network, image: Rows, size: Size, wanted: Collection[Wanted], budget: int | None = None
+    ) -> Bands | None:
+        if self.inner.window_size is None:
+            return None
+        if self._is_inner:
+            return self.inner.in_bands(network, image, size, wanted, budget)
+        return self._planner(network, size, wanted, streamed=True)(image, budget)
+
+    def _planner(
+        self, network: Network, size: Size, wanted: Collection[Wanted], *, streamed: bool = False
+    ) -> Callable[[Rows, int | None], Bands]:
         heads = list(dict.fromkeys(item.head for item in wanted))
 
         def plan(image: Rows, left: int | None) -> Bands:
             maps, cost = self.score_rows(network, image, size, heads, left)
-            return Bands.within(left, network, maps, wanted, cost, are_scores=True)
+            return Bands.within(left, network, maps, wanted, cost, are_scores=True, streamed=streamed)
 
         return plan
 

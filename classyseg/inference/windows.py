@@ -99,7 +99,14 @@ class SlidingWindow(ClassyProtocol):
         steps = [max(1, step * new // old) for step, new, old in zip(self.steps, smaller, self.size, strict=True)]
         return SlidingWindow(size=smaller, stride=(steps[0], steps[1]), blend=self.blend, batch=self.batch)
 
-    def _planner(self, network: Network, size: Size, wanted: Collection[Wanted]) -> Callable[[Rows, int | None], Bands]:
+    def in_bands(
+        self, network: Network, image: Rows, size: Size, wanted: Collection[Wanted], budget: int | None = None
+    ) -> Bands:
+        return self._planner(network, size, wanted, streamed=True)(image, budget)
+
+    def _planner(
+        self, network: Network, size: Size, wanted: Collection[Wanted], *, streamed: bool = False
+    ) -> Callable[[Rows, int | None], Bands]:
         heads = list(dict.fromkeys(item.head for item in wanted))
 
         def plan(image: Rows, left: int | None) -> Bands:
@@ -107,7 +114,8 @@ class SlidingWindow(ClassyProtocol):
             maps = {head: at_size(runs.maps(head), size) for head in heads}
             while True:
                 try:
-                    return Bands.within(left, network, maps, wanted, runs.cost(), most_rows=self.steps[0])
+                    cost, rows = runs.cost(), self.steps[0]
+                    return Bands.within(left, network, maps, wanted, cost, most_rows=rows, streamed=streamed)
                 except BudgetError:  # nothing has run yet
                     if self.batch is not None or runs.batch == 1:
                         raise

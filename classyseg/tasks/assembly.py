@@ -50,6 +50,8 @@ from classyseg.tasks.plan import check_lengths
 
 log = logging.getLogger(__name__)
 
+MEASURED = ("val", "test")
+"""The data sets on which a model is measured; the others are trained on."""
 SOME_CLASSES = tuple(f"class{i}" for i in range(1000))
 """The classes of a meter on the `meta` device, where only files tell the real ones."""
 
@@ -332,6 +334,7 @@ def _data(spec: TaskSpec, problems: Problems, *, real: bool) -> tuple[dict[str, 
                 with problems.collected():
                     sets[name] = build_dataset(config)
                     sets[name].seed = spec.seed
+                    sets[name].for_training = name not in MEASURED
             data[name] = sets[name] if name in sets else describe(config, problems)
     return data, sets
 

@@ -125,6 +125,10 @@ class Header:
         )
 
 
+class TooLargeHeaderError(HeaderError):
+    """The image is larger than any that is read as a whole."""
+
+
 def known_format(start: bytes) -> str:
     """One of `FORMATS`, by the first 160 bytes of a file. Raises: `HeaderError` that names what else it is."""
     for place, signature, name in SIGNATURES:
@@ -142,7 +146,7 @@ def check_size(width: int, height: int, bands: int = 1, bits: int = 8) -> None:
         return
     limit = 2 * Image.MAX_IMAGE_PIXELS
     if width * height > limit or width * height * bands * max(bits, 8) // 8 > limit * MAX_BYTES_A_PIXEL:
-        raise HeaderError(
+        raise TooLargeHeaderError(
             f"its header says {width} x {height}, {width * height} pixels, of {bands} x {bits} bits; accepted are up "
             f"to {limit} pixels and {limit * MAX_BYTES_A_PIXEL} bytes"
         )
@@ -160,7 +164,7 @@ def check_file_size(file: BinaryIO) -> None:
     """Raises: `HeaderError` for a file that is larger than the largest image would be without compression."""
     size = size_of(file)
     if Image.MAX_IMAGE_PIXELS is not None and size > 2 * Image.MAX_IMAGE_PIXELS * MAX_BYTES_A_PIXEL:
-        raise HeaderError("the file is larger than any image that is read")
+        raise TooLargeHeaderError("the file is larger than any image that is read")
 
 
 def read_exactly(file: BinaryIO, count: int) -> bytes:

@@ -27,12 +27,21 @@ from classyseg.datasets.files.bmp import Bmp, bmp_header, bmp_samples
 from classyseg.datasets.files.float_images import NUMBER_TYPES, NUMBERS, as_float32, refusal_of_numbers
 from classyseg.datasets.files.headers import (
     Header,
+    TooLargeHeaderError,
     check_file_size,
     gif_header,
     jpeg_header,
     known_format,
     png_header,
     webp_header,
+)
+from classyseg.datasets.files.mask_rules import (
+    check_mask_of_channels,
+    check_mask_of_colors,
+    check_mask_of_values,
+    color_numbers,
+    mask_values,
+    several,
 )
 from classyseg.datasets.files.matlab import read_mat
 from classyseg.datasets.files.tiff import tiff_samples
@@ -49,8 +58,6 @@ DTYPES: dict[int, type[np.generic]] = {8: np.uint8, 16: np.uint16}
 SHOWN_BITS = (1, 2, 4, 8)
 """Bits of grey levels that are scaled to 0..255, as viewers do."""
 OF_8_BITS = "images of 8 bits a channel, of 16 with `bits: 16` (a key of `folder`)"
-MAX_WHOLE = 2**53
-"""From here on, floating point cannot hold all whole numbers."""
 SMALL_TILE = 2**20
 """The pixels of a tile of TIFF that may be larger than its image and than the limit of its reader."""
 START = 160
@@ -69,6 +76,10 @@ class TooLargeError(DataError):
 
 class UnreadableError(DataError):
     """No pixel of a file can be read: it is damaged, of another format, or of a kind that no reader here takes."""
+
+
+class TooLargeFileError(UnreadableError):
+    """An image is larger than any that is read as a whole."""
 
 
 def read_image(
@@ -95,15 +106,11 @@ def read_image(
     """
     path = _name(source)
     if _is_array(source):
-        return image_tensor(_read_array(source, channels, bits, max_pixels))
+        array, bits = checked_array(source, channels, bits, max_pixels)
+        return image_tensor(numbers_of(path, array, bits))
     with _opened(source, max_pixels) as stored:
         header = stored.header
-        if header.images > 1:
-            raise DataError(_several(header), file=path)
-        if bits is None:
-            bits = 16 if header.bits > 8 and header.colors != "palette" else 8
-        if refusal := _refusal(header, channels, bits):
-            raise DataError(refusal, file=path)
+        bits = checked_bits(path, header, channels, bits)
         if stored.turned != 1 and (exif == "refuse" or (exif == "ignore" and header.format == "TIFF")):
             raise TurnedError(_turned(header, stored.turned), file=path)
         image = stored.image
@@ -111,12 +118,26 @@ def read_image(
             samples = stored.samples()
             if bits == 32:
                 return image_tensor(np.ascontiguousarray(as_float32(path, samples)))
-            return image_tensor(np.ascontiguousarray(_converted(samples, header, channels)))
+            return image_tensor(np.ascontiguousarray(converted(samples, header, channels)))
         if stored.turned != 1 and exif == "rotate":
             image = ImageOps.exif_transpose(image)
         elif channels == 3 and (pixels := _fast_jpeg(stored.file, image)) is not None:
             return image_tensor(pixels)
         return image_tensor(_pixels(image, header, channels))
+
+
+def checked_bits(path: Path | str, header: Header, channels: int, bits: Bits | None) -> Bits:
+    """The bits as which an image is read: without `bits`, those of the file.
+
+    Raises: `DataError` for several images in a file, and for one that is not as `channels` and `bits` say.
+    """
+    if header.images > 1:
+        raise DataError(several(header), file=path)
+    if bits is None:
+        bits = 16 if header.bits > 8 and header.colors != "palette" else 8
+    if refusal := _refusal(header, channels, bits):
+        raise DataError(refusal, file=path)
+    return bits
 
 
 def _name(source: Source) -> Path | str:
@@ -175,7 +196,7 @@ def _accepted(header: Header, channels: int) -> str:
     return f"{own}or files that hold {channels}, such as arrays (H, W, {channels}) as .npy"
 
 
-def _converted(samples: npt.NDArray[Any], header: Header, channels: int) -> npt.NDArray[Any]:
+def converted(samples: npt.NDArray[Any], header: Header, channels: int) -> npt.NDArray[Any]:
     """Stored samples (H, W, bands), YCbCr as RGB, as (H, W, channels)."""
     if header.colors == "palette":
         samples = _looked_up(samples[..., 0], header)
@@ -207,7 +228,7 @@ def _looked_up(indices: npt.NDArray[Any], header: Header) -> npt.NDArray[Any]:
 def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[Any]:
     """(H, W, channels) of what Pillow reads as it is stored."""
     if header.colors == "palette":
-        return _converted(np.asarray(image)[..., None].astype(np.uint8), header, channels)
+        return converted(np.asarray(image)[..., None].astype(np.uint8), header, channels)
     if header.bits == 16:
         return np.repeat(np.asarray(image).astype(np.uint16)[..., None], channels, axis=2)
     if channels in (1, 3):
@@ -220,9 +241,15 @@ def _pixels(image: Image.Image, header: Header, channels: int) -> npt.NDArray[An
     return array
 
 
-def _read_array(source: Source, channels: int, bits: int | None, max_pixels: int | None) -> npt.NDArray[Any]:
+def checked_array(
+    source: Source, channels: int, bits: Bits | None, max_pixels: int | None = None
+) -> tuple[npt.NDArray[Any], Bits]:
+    """The array (H, W, channels) of a `.npy`, mapped and not read, and the bits as which it is read.
+
+    Raises: `DataError` for another shape or type.
+    """
     path = _name(source)
-    with _naming(source):
+    with naming(source):
         # Mapped, not read: a header may promise any size. Objects are never unpickled.
         array = _mapped(source) if isinstance(source, bytes) else np.lib.format.open_memmap(source, mode="r")
     _check_pixels(math.prod(array.shape[:2]), max_pixels, path)
@@ -240,9 +267,12 @@ def _read_array(source: Source, channels: int, bits: int | None, max_pixels: int
             f"data set's `channels: {channels}` and `bits: {bits}`{as_they_are}",
             file=path,
         )
-    if bits == 32:
-        return as_float32(path, array)
-    return array.astype(DTYPES[bits])  # in this machine's byte order
+    return array, bits
+
+
+def numbers_of(path: Path | str, array: npt.NDArray[Any], bits: Bits) -> npt.NDArray[Any]:
+    """Numbers of an array file as those of an image, in this machine's byte order."""
+    return as_float32(path, array) if bits == 32 else array.astype(DTYPES[bits])
 
 
 def _mapped(content: bytes) -> npt.NDArray[Any]:
@@ -294,26 +324,8 @@ def read_mask_values(source: Source) -> npt.NDArray[Any]:
     if isinstance(source, Path) and source.suffix == ".mat":
         return read_mat(source)
     with _opened(source) as stored:
-        header = stored.header
-        _check_mask(path, stored)
-        if header.colors == "grey with 0 as white":
-            raise DataError(
-                "a mask in which 0 means white: viewers invert it, so nobody knows which numbers are meant; "
-                "accepted: 0 means black (PhotometricInterpretation 1); save it again so, or as PNG",
-                file=path,
-            )
-        if not holds_labels(header):
-            raise DataError(
-                f"a mask that is {header}; accepted are images of one channel or with a palette, whose values "
-                "are class indices",
-                file=path,
-            )
-        values = stored.samples()[..., 0]
-        if values.dtype.kind == "f":
-            return _whole_numbers(path, values)
-        if values.dtype == np.uint64 and values.max(initial=0) > np.iinfo(np.int64).max:
-            raise DataError(f"a mask with the value {values.max()}; accepted are numbers up to 2**63 - 1", file=path)
-        return values
+        check_mask_of_values(path, stored.header, stored.turned)
+        return mask_values(path, stored.samples()[..., 0])
 
 
 def read_mask_channels(path: Path) -> npt.NDArray[Any]:
@@ -323,7 +335,7 @@ def read_mask_channels(path: Path) -> npt.NDArray[Any]:
     as `read_mask_values`.
     """
     if _is_array(path):
-        with _naming(path):
+        with naming(path):
             values = np.array(np.lib.format.open_memmap(path, mode="r"))  # mapped first: a header may promise any size
         if values.ndim not in (2, 3) or values.dtype.kind not in "buif" or not values.size:
             raise DataError(f"an array of {values.shape} {values.dtype}; accepted: (H, W, channels)", file=path)
@@ -333,37 +345,11 @@ def read_mask_channels(path: Path) -> npt.NDArray[Any]:
             header = stored.header
             if header.bands == 1:
                 return read_mask_values(path)[None]
-            _check_mask(path, stored)
+            check_mask_of_channels(path, header, stored.turned)
             values = np.asarray(stored.image) if stored.image is not None else stored.samples()
             if values.shape[2:] != (header.bands,) or (stored.image is not None and header.bits != 8):
                 raise DataError(f"a mask that is {header}, of which Pillow would lose something; write .npy", file=path)
-    values = np.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
-    return _whole_numbers(path, values) if values.dtype.kind == "f" else values
-
-
-def _whole_numbers(path: Path | str, values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Class indices that a program wrote in floating point. Raises: `DataError` for numbers that are not whole."""
-    values = values.astype(np.float64)
-    whole = (np.abs(values) < MAX_WHOLE) & (np.trunc(values) == values)  # both are false for NaN
-    if not whole.all():
-        raise DataError(
-            f"a mask in floating point with {int((~whole).sum())} pixels that are no whole number, such as "
-            f"{values[~whole][0]}; accepted are class indices; save it as integers",
-            file=path,
-        )
-    return values.astype(np.int64)
-
-
-def holds_labels(header: Header) -> bool:
-    """Whether a file is of numbers that may be labels."""
-    return header.bands == 1 and header.numbers in "uif" and header.colors in ("grey", "palette")
-
-
-def holds_colors(header: Header) -> bool:
-    """Whether a file is of colours of 8 bits as they are stored: RGB, with or without alpha, or a palette."""
-    if header.colors == "palette":
-        return header.bands == 1
-    return header.colors == "RGB" and header.bits == 8 and header.numbers == "u" and header.extra in ((), ("alpha",))
+    return mask_values(path, np.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1)))
 
 
 def read_colors(path: Path) -> npt.NDArray[np.int32]:
@@ -372,31 +358,10 @@ def read_colors(path: Path) -> npt.NDArray[np.int32]:
     Raises: `DataError` for unreadable files, for JPEG, which changes colours, and for images without colours of 8 bits.
     """
     with _opened(path) as stored:
-        _check_mask(path, stored)
-        if not holds_colors(stored.header):
-            raise DataError(
-                f"a mask that is {stored.header}; accepted here are masks of colours (RGB of 8 bits a channel, "
-                "or a palette)",
-                file=path,
-            )
+        check_mask_of_colors(path, stored.header, stored.turned)
         if stored.image is None:
-            channels = _converted(stored.samples(), stored.header, 3).astype(np.int32)
-        else:
-            channels = _pixels(stored.image, stored.header, 3).astype(np.int32)
-    return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
-
-
-def _check_mask(path: Path | str, stored: _Stored) -> None:
-    if stored.header.lossy:
-        raise DataError(
-            f"a mask stored as {stored.header.lossy}, which changes labels; accepted are lossless index "
-            "images, such as PNG",
-            file=path,
-        )
-    if stored.header.images > 1:
-        raise DataError(_several(stored.header), file=path)
-    if stored.turned != 1:
-        raise DataError(f"a mask with the EXIF orientation {stored.turned}; save it upright, without one", file=path)
+            return color_numbers(converted(stored.samples(), stored.header, 3))
+        return color_numbers(_pixels(stored.image, stored.header, 3))
 
 
 @dataclass(frozen=True)
@@ -433,7 +398,7 @@ def _opened(source: Source, max_pixels: int | None = None) -> Iterator[_Stored]:
         _check_pixels(max(header.width * header.height, width * height), max_pixels, _name(source))
         return header
 
-    with _naming(source), BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+    with naming(source), BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         found = known_format(file.read(START))
         if found == "TIFF":
             tiff = tiff_header(file)
@@ -463,7 +428,7 @@ def header_of(path: Path) -> tuple[Header, int]:
 
 
 @contextmanager
-def _naming(source: Source) -> Iterator[None]:
+def naming(source: Source) -> Iterator[None]:
     """Turns any error of a reader inside into an `UnreadableError` that names the file."""
     try:
         yield
@@ -474,15 +439,8 @@ def _naming(source: Source) -> Iterator[None]:
     except Exception as error:  # readers may raise anything for a broken file
         kind = "Pillow cannot make out its header" if isinstance(error, UnidentifiedImageError) else str(error)
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        raise UnreadableError(f"cannot be read ({kind}; {size} bytes)", file=_name(source)) from None
-
-
-def _several(header: Header) -> str:
-    more = " (smaller copies and masks of transparency that name themselves so do not count)"
-    return (
-        f"several images in one file ({header.format}); accepted are files of one{more * (header.format == 'TIFF')}; "
-        "write each image into a file of its own"
-    )
+        error_type = TooLargeFileError if isinstance(error, TooLargeHeaderError) else UnreadableError
+        raise error_type(f"cannot be read ({kind}; {size} bytes)", file=_name(source)) from None
 
 
 def orientation(image: Image.Image) -> int:

@@ -92,17 +92,27 @@ def _check_streams(file: BinaryIO, tiff: Tiff) -> None:
     pieces = tiff.pieces
     for offset, size, needed in np.stack([pieces.offsets, pieces.sizes, pieces.needed], axis=1).tolist():
         file.seek(offset)
-        data = file.read(size)
-        if tiff.reversed_bits:
-            data = REVERSED[np.frombuffer(data, np.uint8)].tobytes()
-        if tiff.compression == PACKBITS:
-            whole, found = True, _packbits_length(data, needed)
-        else:
-            stream = INFLATED[tiff.compression]()
-            found = len(stream.decompress(data, pieces.longest + 1))
-            whole = stream.eof
-        if not whole or not needed <= found <= pieces.longest:
-            raise HeaderError("a TIFF with compressed strips or tiles that are not as long as their pixels")
+        check_stream(file.read(size), tiff, needed)
+
+
+def check_stream(data: bytes, tiff: Tiff, needed: int) -> None:
+    """Raises: anything for a compressed strip or tile that is damaged, too short or too long.
+
+    Other compressions than these have no length or checksum that a decoder would pass over.
+    """
+    if tiff.compression not in (*INFLATED, PACKBITS):
+        return
+    longest = tiff.pieces.longest
+    if tiff.reversed_bits:
+        data = REVERSED[np.frombuffer(data, np.uint8)].tobytes()
+    if tiff.compression == PACKBITS:
+        whole, found = True, _packbits_length(data, needed)
+    else:
+        stream = INFLATED[tiff.compression]()
+        found = len(stream.decompress(data, longest + 1))
+        whole = stream.eof
+    if not whole or not needed <= found <= longest:
+        raise HeaderError("a TIFF with compressed strips or tiles that are not as long as their pixels")
 
 
 def _packbits_length(data: bytes, needed: int) -> int:
@@ -149,19 +159,25 @@ def _bits(data: npt.NDArray[Any]) -> str:
     return (np.unpackbits(data) + ord("0")).tobytes().decode("ascii")
 
 
-def _by_tifffile(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
+def page_of(opened: Any, tiff: Tiff) -> tuple[Any, np.dtype[Any]]:
+    """The page of an open `tifffile.TiffFile` that is the image, and the type of its numbers."""
     header = tiff.header
     if header.colors == "YCbCr" and tiff.compression not in JPEG:
         raise HeaderError(f"{header}, which is read with JPEG's compression alone; write it as RGB")
-    tifffile = _tifffile(header)
-    with tifffile.TiffFile(file) as opened:
-        page = opened.pages[tiff.index]
-        page = getattr(page, "aspage", lambda: page)()
-        if (page.imagelength, page.imagewidth, page.samplesperpixel) != (header.height, header.width, header.bands):
-            raise HeaderError("a TIFF that tifffile understands otherwise")
-        kind = np.dtype(f"{header.numbers}{page.dtype.itemsize}")
-        if page.dtype not in (kind, np.bool_):
-            raise HeaderError(f"a TIFF of {page.dtype}, where its header says {header.bits} bits of {kind}")
+    page = opened.pages[tiff.index]
+    page = getattr(page, "aspage", lambda: page)()
+    if (page.imagelength, page.imagewidth, page.samplesperpixel) != (header.height, header.width, header.bands):
+        raise HeaderError("a TIFF that tifffile understands otherwise")
+    kind = np.dtype(f"{header.numbers}{page.dtype.itemsize}")
+    if page.dtype not in (kind, np.bool_):
+        raise HeaderError(f"a TIFF of {page.dtype}, where its header says {header.bits} bits of {kind}")
+    return page, kind
+
+
+def _by_tifffile(file: BinaryIO, tiff: Tiff) -> npt.NDArray[Any]:
+    header = tiff.header
+    with tifffile_for(header).TiffFile(file) as opened:
+        page, kind = page_of(opened, tiff)
         samples = (
             np.zeros((header.bands, header.height, header.width), kind)
             if tiff.planar
@@ -195,7 +211,7 @@ def _turned(samples: npt.NDArray[Any], turned: int) -> npt.NDArray[Any]:
     return samples[:, ::-1] if turned in (2, 3, 6, 7) else samples
 
 
-def _tifffile(header: Header) -> Any:
+def tifffile_for(header: Header) -> Any:
     """The module tifffile. Raises: `HeaderError` if it, or the codecs that the file needs, are not installed."""
     try:
         importlib.import_module("imagecodecs")

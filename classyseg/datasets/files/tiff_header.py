@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -72,15 +74,22 @@ the file, in those of their pixels."""
 
 @dataclass(frozen=True)
 class Pieces:
-    """The strips or tiles: the place of each, its number of bytes there, and the number without compression."""
+    """The strips or tiles: the place of each, its number of bytes there, and the number without compression.
+
+    Each is of `rows` x `columns` pixels; the last strip may have fewer rows.
+    """
 
     offsets: npt.NDArray[Any]
     sizes: npt.NDArray[Any]
     needed: npt.NDArray[Any]
     longest: int
     rows: int
-    pixels: int
-    """Of the largest one. Memory is taken for all of them, also where a tile is larger than the image."""
+    columns: int
+
+    @property
+    def pixels(self) -> int:
+        """Those of the largest one. Memory is taken for all of them, also where a tile is larger than the image."""
+        return self.rows * self.columns
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,10 @@ class Tiff:
     tags: frozenset[int]
 
 
-def tiff_header(file: BinaryIO) -> Tiff:
+def tiff_header(file: BinaryIO, *, whole: bool = True) -> Tiff:
     """The header of the one image in a file; smaller copies and masks of transparency do not count.
+
+    An image that is not read as a `whole`, but in windows, may be of any size; its strips or tiles may not.
 
     Raises: `HeaderError` for a file that is damaged, or of a kind that is not read. Several images are counted.
     """
@@ -137,7 +148,7 @@ def tiff_header(file: BinaryIO) -> Tiff:
     if not pages:
         raise HeaderError("a TIFF without a page")
     index, tags = pages[0]
-    return _page(file, tags, index, len(pages), big=big, swapped=order == ">")
+    return _page(file, tags, index, len(pages), big=big, swapped=order == ">", whole=whole)
 
 
 def _directory(file: BinaryIO, offset: int, order: str, big: bool) -> tuple[dict[int, Any], int]:
@@ -185,13 +196,17 @@ def _values(file: BinaryIO, tag: int, kind: int, number: int, inline: bytes, ord
     return struct.unpack(f"{order}{number}{letter}", inline[:size])
 
 
-def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big: bool, swapped: bool) -> Tiff:
-    def one(tag: int, default: int | None = None) -> int:
-        values = tags.get(tag, () if default is None else (default,))
-        if len(values) != 1:
-            raise HeaderError(f"a TIFF whose tag {tag} has {len(values)} values where one is needed")
-        return int(values[0])
+def _one(tags: Mapping[int, Any], tag: int, default: int | None = None) -> int:
+    values = tags.get(tag, () if default is None else (default,))
+    if len(values) != 1:
+        raise HeaderError(f"a TIFF whose tag {tag} has {len(values)} values where one is needed")
+    return int(values[0])
 
+
+def _page(
+    file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big: bool, swapped: bool, whole: bool
+) -> Tiff:
+    one = partial(_one, tags)
     width, height, bands, compression = one(WIDTH), one(HEIGHT), one(BANDS, 1), one(COMPRESSION, 1)
     planar, predictor, fill_order = one(PLANES, 1), one(PREDICTOR, 1), one(FILL_ORDER, 1)
     turned = one(ORIENTATION, 1)
@@ -214,7 +229,7 @@ def _page(file: BinaryIO, tags: dict[int, Any], index: int, images: int, *, big:
         raise HeaderError("a TIFF with the predictor of floating point, whose numbers are others")
     if one(DEPTH, 1) != 1:
         raise HeaderError("a TIFF of a volume; accepted are images")
-    check_size(width, height, bands, bits)
+    check_size(*((width, height) if whole else (min(width, 1), min(height, 1))), bands, bits)
     colors, extra = _meaning(tags, bands, one(PHOTOMETRIC, -1))
     header = Header(
         "TIFF",
@@ -317,4 +332,4 @@ def _pieces(file: BinaryIO, tags: dict[int, Any], header: Header, compression: i
     needed = (rows * row).astype(np.uint64)
     if compression == NO_COMPRESSION and header.colors != "YCbCr" and (sizes < needed).any():
         raise HeaderError("a TIFF with strips or tiles that are shorter than their pixels")
-    return Pieces(offsets, sizes, needed, row * height, height, width * height)
+    return Pieces(offsets, sizes, needed, row * height, height, width)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from classyseg.datasets.files.headers import Header
-from classyseg.datasets.files.images import header_of, holds_labels, read_colors, read_mask_values
+from classyseg.datasets.files.images import header_of, read_colors, read_mask_values
+from classyseg.datasets.files.mask_rules import holds_labels
 from classyseg.errors import DataError
 
 SECONDS = 20.0
