@@ -83,6 +83,7 @@ def color_numbers(colors: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 
 
 def check_mask_of_channels(path: Path | str, header: Header, turned: int) -> None:
+    """Raises: `DataError` for a file of values that a mask may not lie in, whatever its channels are."""
     if header.lossy:
         raise DataError(
             f"a mask stored as {header.lossy}, which changes labels; accepted are lossless index images, such as PNG",
