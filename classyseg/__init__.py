@@ -63,6 +63,7 @@ _HOMES = {
     "Predictor": "inference",
     "build_protocol": "inference",
     "load": "inference",
+    "train": "planning.project",
     "register_protocol": "inference",
     "Stopped": "trainer",
     "Trainer": "trainer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import re
 import stat
@@ -337,14 +338,17 @@ def _are_mappings(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, Mapping) for value in values)
 
 
-def dump_yaml(values: Mapping[str, Any], *, only_ascii: bool = False, compact: bool = False) -> str:
+def dump_yaml(
+    values: Mapping[str, Any], *, only_ascii: bool = False, compact: bool = False, on_one_line: bool = False
+) -> str:
     """`values` as YAML that `parse_config` reads back to the same tree; `only_ascii` escapes all other characters.
 
-    `compact` writes lists and mappings that hold nothing deeper on one line, as people do.
+    `compact` writes lists and mappings that hold nothing deeper on one line, as people do; `on_one_line` all of them.
     """
-    flow = None if compact else False
+    flow = True if on_one_line else None if compact else False
+    width = math.inf if on_one_line else 110
     return yaml.dump(
-        values, Dumper=_Dumper, sort_keys=False, allow_unicode=not only_ascii, width=110, default_flow_style=flow
+        values, Dumper=_Dumper, sort_keys=False, allow_unicode=not only_ascii, width=width, default_flow_style=flow
     )
 
 

@@ -74,6 +74,7 @@ FLOORS = (
     {"evaluation", "engine"},
     {"tasks"},
     {"trainer", "serve"},
+    {"planning"},
     {"cli", "__main__", "__init__"},
 )
 SAME_FLOOR = {

@@ -71,7 +71,6 @@ def check_file(output: Path) -> None:
 
 def imported(folder: str, name: str | None, classes: str | None) -> DataPart:
     """What is told about `folder` on standard error, and the data part. Raises: `ConfigError`."""
-    from classyseg.config import listed
     from classyseg.datasets.recognition.recognise import candidates, chosen, data_part
     from classyseg.errors import ConfigError
     from classyseg.io import existing_path
@@ -79,10 +78,21 @@ def imported(folder: str, name: str | None, classes: str | None) -> DataPart:
     path = existing_path(folder)
     if not path.is_dir():
         raise ConfigError(f"{folder or 'DIR'}: no such folder; name the folder of the data")
-    names = None if classes is None else [word.strip() for word in classes.split(",")]
-    if names is not None and not all(names):
-        raise ConfigError(f"--classes: found an empty name in {listed(names)}; write them as sky,road,car")
+    names = names_of_classes(classes)
     found = candidates(path.absolute())
     for each in found:
         complain(f"{each.format}, {each.sure:.0%} sure: {each.why}")
     return data_part(chosen(path, found, name), names)
+
+
+def names_of_classes(text: str | None) -> list[str] | None:
+    """The names of `--classes`. Raises: `ConfigError` for an empty one."""
+    from classyseg.console import shown
+    from classyseg.errors import ConfigError
+
+    if text is None:
+        return None
+    names = [word.strip() for word in text.split(",")]
+    if not all(names):
+        raise ConfigError(f"--classes: found an empty name in {shown(names)}; write them as sky,road,car")
+    return names

@@ -16,6 +16,7 @@ from classyseg.cli import (
     export,
     keys,
     models,
+    new,
     predict,
     push,
     recipe,
@@ -96,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     described.set_defaults(run=keys.run)
 
     data.add_arguments(commands.add_parser("data", help="get public data sets; check, count, show those of configs"))
+
+    making = commands.add_parser("new", help="make a project: a config for a folder of data, ready to train")
+    new.add_arguments(making)
 
     listing = commands.add_parser("models", help="list the models, plugins' included")
     models.add_arguments(listing)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from classyseg.console import printable
@@ -146,6 +144,7 @@ class _Served:
         import torch
 
         import classyseg.inference  # noqa: F401
+        from classyseg.hooks.memory_use import host_peak
         from classyseg.registry import HEADS, MODELS, PROTOCOLS, TRANSFORMS
 
         for registry in (HEADS, MODELS, PROTOCOLS, TRANSFORMS):
@@ -183,7 +182,7 @@ class _Served:
         return time.perf_counter() - started
 
     def memory(self) -> dict[str, Any]:
-        from classyseg.hooks.memory_use import device_peak
+        from classyseg.hooks.memory_use import device_peak, host_peak
 
         return asdict(Memory(host_peak() - self.start, device_peak(self.predictor.device)))
 
@@ -203,19 +202,6 @@ def noise(predictor: Predictor, size: tuple[int, int]) -> np.ndarray:
     frames = () if predictor.clips is None else (predictor.clips.frames,)
     values = random.integers(0, 256, (*frames, *size, predictor.preparation.channels), dtype=np.uint8)
     return values.astype(np.float32) if predictor.preparation.own_unit else values
-
-
-def host_peak() -> int:
-    """The most bytes of RAM that this process has taken."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Not `ru_maxrss`: Linux hands the parent's on to a process that it starts.
-        lines = status.read_text(encoding="utf-8").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def disk_bytes(path: str) -> int:

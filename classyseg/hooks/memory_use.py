@@ -24,6 +24,19 @@ def device_peak(device: torch.device) -> int | None:
     return int(torch.accelerator.max_memory_allocated(device))
 
 
+def host_peak() -> int:
+    """The most bytes of RAM that this process has taken."""
+    status = PROC / "self" / "status"
+    if status.is_file():
+        # Not `ru_maxrss`: Linux hands the parent's on to a process that it starts.
+        lines = status.read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def host_bytes() -> int:
     """The bytes of RAM that this process and the processes below it (its data workers) take now.
 
@@ -31,10 +44,7 @@ def host_bytes() -> int:
     peak of this process alone.
     """
     if not (PROC / "self" / "status").is_file():
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return host_peak()
     return sum(map(_resident, _with_children(os.getpid())))
 
 

@@ -96,6 +96,21 @@ def cache_folder() -> Path:
     return user_cache() / "weights"
 
 
+def at_hand(url: str, digest: str = "") -> bool:
+    """Whether `fetch` needs no download: the file lies in an installed package, in a folder, or in the cache."""
+    if urlparse(url).scheme in ("pip", "file"):
+        try:
+            return fetch(url, digest).is_file()
+        except ConfigError:
+            return False
+    return (_folder_of(url) / file_name(url)).is_file()
+
+
+def _folder_of(url: str) -> Path:
+    """The folder in the cache: other servers use the same file names."""
+    return cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:8]
+
+
 def fetch(url: str, digest: str = "") -> Path:
     """The file at `url`: the path of a `file:` URL, else from the cache or downloaded into it, as `download` does.
 
@@ -112,8 +127,7 @@ def fetch(url: str, digest: str = "") -> Path:
     name = file_name(url)
     if not digest and (in_name := HASH_IN_NAME.search(name)) and not NOT_A_HASH.search(name):
         digest = f"{NAME_ALGORITHMS}:{in_name[1]}"
-    folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:8]  # other servers use the same file names
-    return download(url, folder, digest, place=f"the cache is {cache_folder()} (${CACHE_VARIABLE})")
+    return download(url, _folder_of(url), digest, place=f"the cache is {cache_folder()} (${CACHE_VARIABLE})")
 
 
 def _path_of(url: str) -> Path:
