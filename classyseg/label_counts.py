@@ -55,6 +55,18 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, ignor
     return counts[:-1].view(num_classes, num_classes)
 
 
+def flag_counts(prediction: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Of flags (N, C, H, W) by class, (4, C) int64: those set in both, in `target`, in `prediction`, and valid ones.
+
+    Flags whose target is `ignore_index` are left out. Raises: `ValueError` on the host for a target of other numbers.
+    """
+    valid, true = ~is_ignored(target, ignore_index), target == 1
+    if target.device.type == "cpu" and bool((valid & (target > 1)).any() or (valid & (target < 0)).any()):
+        raise ValueError(f"target: found flags that are neither 0, 1 nor {ignore_index}")
+    found = (prediction > 0) & valid
+    return torch.stack([each.sum((0, 2, 3)) for each in (found & true, true, found, valid)])
+
+
 def mean_iou_of_image(correct: Tensor, labelled: Tensor, predicted: Tensor) -> float | None:
     """The mean IoU of an image, over the classes in its label or prediction; None if every pixel is ignored.
 

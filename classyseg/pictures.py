@@ -63,15 +63,38 @@ def picture(
 ) -> Image.Image:
     """Image, label, prediction and error map side by side, under a line of text.
 
-    In the error map, wrong pixels are red and ignored ones white; right ones show the image in grey.
+    In the error map, wrong pixels are red and ignored ones white; right ones show the image in grey. Label and
+    prediction may be flags of each class (C, H, W): see `flag_colors`.
     """
-    colors = np.array([*palette, IGNORED], np.uint8)
-    ignored = label == ignore_index
-    shown = shown_at(image, (label.shape[0], label.shape[1]))
+    return side_by_side(parts_of(image, label, prediction, ignore_index, palette), [text])
+
+
+def parts_of(
+    image: Tensor, label: Labels, prediction: Labels, ignore_index: int, palette: Sequence[Color]
+) -> list[npt.NDArray[np.uint8]]:
+    """The four parts of a `picture`, (H, W, 3)."""
+    shown = shown_at(image, (label.shape[-2], label.shape[-1]))
     errors = np.repeat(shown.mean(axis=2, keepdims=True) * 0.6, 3, axis=2).astype(np.uint8)
-    errors[prediction != label] = WRONG
+    if label.ndim == 3:
+        ignored = (label == ignore_index).all(0)
+        errors[(((prediction > 0) != (label == 1)) & (label != ignore_index)).any(0)] = WRONG
+        true, found = (flag_colors(flags, palette) for flags in (label == 1, prediction > 0))
+        true[ignored] = IGNORED
+    else:
+        colors = np.array([*palette, IGNORED], np.uint8)
+        ignored = label == ignore_index
+        errors[prediction != label] = WRONG
+        true, found = colors[np.where(ignored, len(palette), label)], colors[prediction]
     errors[ignored] = IGNORED
-    return side_by_side([shown, colors[np.where(ignored, len(palette), label)], colors[prediction], errors], [text])
+    return [shown, true, found, errors]
+
+
+def flag_colors(flags: npt.NDArray[np.bool_], palette: Sequence[Color]) -> npt.NDArray[np.uint8]:
+    """Flags of classes (C, H, W) as colours (H, W, 3): the mean of those of a pixel's classes, black without one."""
+    total = np.zeros((*flags.shape[1:], 3), np.uint16 if len(palette) <= 257 else np.uint32)
+    for own, color in zip(flags, palette, strict=True):
+        total[own] += np.array(color, total.dtype)
+    return (total // np.maximum(flags.sum(0, dtype=total.dtype), 1)[..., None]).astype(np.uint8)
 
 
 def picture_of_classes(image: Tensor, texts: Sequence[str], palette: Sequence[Color]) -> Image.Image:
@@ -150,6 +173,11 @@ def png_bytes(image: Image.Image) -> bytes:
 
 def safe_stem(name: str) -> str:
     """The end of an image's name, without its suffix, as part of a file's name on any system."""
-    plain = printable(PurePath(name).stem).encode("utf-8", "backslashreplace").decode()
+    return safe_name(PurePath(name).stem)
+
+
+def safe_name(text: str) -> str:
+    """The end of a text as part of a file's name on any system."""
+    plain = printable(text).encode("utf-8", "backslashreplace").decode()
     plain = "".join("_" if char in UNSAFE else char for char in plain)
     return plain.encode()[-MAX_NAME:].decode("utf-8", "ignore").strip(". ") or "image"

@@ -28,6 +28,11 @@ def default_color(index: int) -> Color:
     return color[0], color[1], color[2]
 
 
+def default_palette(num_classes: int, *, flags: bool = False) -> tuple[Color, ...]:
+    """A colour for each class. With `flags` no class is black, as pixels without a class are shown so."""
+    return tuple(default_color(i + flags) for i in range(num_classes))
+
+
 class BlockInfo(NamedTuple):
     """A named output of a backbone.
 
@@ -78,14 +83,20 @@ class Sample:
     `image`: (C, H, W), or a clip (C, T, H, W); in a batch (N, ...). Its values are uint8 in 0..255, uint16 in 0..65535
     from files of 16 bits, or floating point from a data set of `bits: 32` and after a transform normalised it.
     `target`: a mask (H, W) or (N, H, W) of class indices, uint8 or int64, or soft targets in floating point, such as
-    mix-up makes: (num_classes, H, W) or (N, num_classes, H, W). Labels of whole images and clips have no H and W. Call
-    `.long()` before computing with uint8 targets, because uint8 arithmetic wraps around. `name` is the file (or the
-    number) that the sample comes from, for messages; a batch holds a tuple of them.
+    mix-up makes: (num_classes, H, W) or (N, num_classes, H, W). Where pixels may have several classes (`multi_label`),
+    it holds a flag of each, (num_classes, H, W) integers: 1, 0, or the ignored label. Labels of whole images and clips
+    have no H and W. Call `.long()` before computing with uint8 targets, because uint8 arithmetic wraps around. `name`
+    is the file (or the number) that the sample comes from, for messages; a batch holds a tuple of them.
     """
 
     image: Tensor
     target: Tensor
     name: str | tuple[str, ...] = ""
+
+    @property
+    def has_flags(self) -> bool:
+        """Whether the target holds a flag of each class for each pixel, not one class."""
+        return 3 <= self.target.dim() == self.image.dim() and not self.target.is_floating_point()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,7 +121,7 @@ class Sample:
         ]
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Self:
-        """The sample on `device`, with targets as int64; soft targets stay floating point.
+        """The sample on `device`, with targets as int64; soft targets stay floating point, flags what they are.
 
         Targets are copied as uint8 where all labels of the data set fit: that is an eighth of the bytes.
         """
@@ -118,7 +129,8 @@ class Sample:
         if channels_last and image.dim() == 4:
             image = image.contiguous(memory_format=torch.channels_last)
         target = self.target.to(device, non_blocking=True)
-        return replace(self, image=image, target=target if target.is_floating_point() else target.long())
+        stays = target.is_floating_point() or self.has_flags
+        return replace(self, image=image, target=target if stays else target.long())
 
     def pin_memory(self) -> Self:
         return replace(self, image=self.image.pin_memory(), target=self.target.pin_memory())
@@ -128,7 +140,7 @@ class Sample:
 class LabelMeaning:
     """What the labels of a task's data mean: a name and a colour for each class, and the label that is ignored.
 
-    `multi_label` says that an image may have several classes, with a flag for each.
+    `multi_label` says that an image, or a pixel where there are masks, may have several classes, with a flag for each.
     """
 
     classes: tuple[str, ...]

@@ -191,6 +191,9 @@ def _class_table(summary: DataSummary, *, weights: bool = False) -> Iterator[str
         cells = [str(row["label"]), row["name"], f"{row[summary.counted]:,}", _percent(row["share"])]
         rows.append([*cells, *(f"{row[key]:,}" for key in more), *([_number(row["weight"])] if weights else [])])
     yield from (f"  {line}" for line in in_columns(rows, right=[0, *range(2, len(rows[0]))], names=1))
+    if summary.dataset.has_flags:
+        several, none = (f"{n:,} pixels ({n / max(1, summary.mask_pixels):.3%})" for n in summary.of_several_and_none)
+        yield f"  of several classes: {several}; of none: {none}"
 
 
 def _percent(share: float | None) -> str:
@@ -271,7 +274,9 @@ def _stats_text(summary: DataSummary, record: Mapping[str, Any]) -> Iterator[str
         yield "  config lines:"
     if for_config and mean:
         yield f"    normalize: {{mean: [{mean}], std: [{std}]}}"
-    if for_config and summary.labelled_pixels:
+    if for_config and summary.labelled_pixels and summary.dataset.has_flags:
+        yield f"    positive_weights: [{weights}]  # of binary_cross_entropy; flags that are not set by those that are"
+    elif for_config and summary.labelled_pixels:
         yield f"    class_weights: [{weights}]  # of the loss; median frequency"
     if sizes := record["sizes"]:
         sides = (

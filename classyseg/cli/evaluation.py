@@ -189,7 +189,8 @@ def data_of(config: Any, split: str, predictor: Predictor) -> ClassyDataset:
             )
         if dataset.multi_label != predictor.multi_label:
             found, wanted = ("several classes", "one") if dataset.multi_label else ("one class", "several")
-            raise ConfigError(f"has {found} of each image; the model gives {wanted}")
+            of = "image" if dataset.whole_images else "pixel"
+            raise ConfigError(f"has {found} of each {of}; the model gives {wanted}")
         leave_to_file(dataset, predictor)
     return dataset
 

@@ -17,7 +17,7 @@ from classyseg.cli.prediction_files import save_image, write_values
 from classyseg.config import listed
 from classyseg.console import printable
 from classyseg.errors import ConfigError
-from classyseg.label_counts import confusion_matrix, mean_iou_of_image
+from classyseg.label_counts import confusion_matrix, flag_counts, mean_iou_of_image
 from classyseg.meters.classy_meter import ClassyMeter
 from classyseg.pictures import Labels, lines_of_classes, picture, picture_of_classes, safe_stem, small, told_of_scores
 from classyseg.ranking import Lowest
@@ -76,10 +76,16 @@ class WorstImages(ClassyMeter):
 class WorstMasks(WorstImages):
     """Keeps the images with the lowest mean IoU, over the classes in their label or prediction."""
 
+    takes_flags = True
+
     def update(self, prediction: Tensor, target: Tensor) -> None:
         for i, name in enumerate(self.names):
-            matrix = confusion_matrix(prediction[i], target[i], len(self.classes), self.ignore_index).cpu()
-            mean_iou = mean_iou_of_image(matrix.diag(), matrix.sum(1), matrix.sum(0))
+            if target.dim() == 4:
+                hits, true, found, _ = flag_counts(prediction[i : i + 1], target[i : i + 1], self.ignore_index).cpu()
+                mean_iou = mean_iou_of_image(hits, true, found)
+            else:
+                matrix = confusion_matrix(prediction[i], target[i], len(self.classes), self.ignore_index).cpu()
+                mean_iou = mean_iou_of_image(matrix.diag(), matrix.sum(1), matrix.sum(0))
             if mean_iou is None:
                 continue
 

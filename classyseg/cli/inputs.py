@@ -231,11 +231,13 @@ def as_videos(inputs: Inputs) -> None:
 class Plan:
     """The files to write for an input. With `in_frames`, `labels` and `scores` are folders of a file for each frame.
 
-    With `in_bands`, the image is too large to be held: it is read, and its labels are written, a part at a time. `geo`
-    are the tags that place a GeoTIFF on the earth; its labels get them too.
+    Where pixels have several classes, `flags` has a file (a folder) for each class, in place of `labels`. With
+    `in_bands`, the image is too large to be held: it is read, and its labels are written, a part at a time. `geo` are
+    the tags that place a GeoTIFF on the earth; its labels get them too.
     """
 
     labels: Path | None = None
+    flags: tuple[Path, ...] = ()
     overlay: Path | None = None
     scores: Path | None = None
     geo: Mapping[int, Any] = field(default_factory=dict)
@@ -243,7 +245,7 @@ class Plan:
     in_bands: bool = False
 
     def paths(self) -> set[Path]:
-        return {path for path in (self.labels, self.overlay, self.scores) if path is not None}
+        return {path for path in (self.labels, *self.flags, self.overlay, self.scores) if path is not None}
 
 
 def check_plans(plans: Mapping[Input, Plan], summaries: Sequence[Path], *, overwrite: bool) -> None:
@@ -256,7 +258,7 @@ def check_plans(plans: Mapping[Input, Plan], summaries: Sequence[Path], *, overw
     folders = {
         path: given
         for given, plan in plans.items()
-        for path in (plan.labels, plan.scores)
+        for path in (plan.labels, *plan.flags, plan.scores)
         if plan.in_frames and path is not None
     }
     sources = {os.path.realpath(given.path): given for given in plans}

@@ -142,14 +142,15 @@ def _plan(given: Input, output: Path, arguments: argparse.Namespace, predictor: 
     """The output paths of an input.
 
     Labels and scores of a video are folders of frames, unless a model of clips scores the video itself. A class of a
-    whole image has no map.
+    whole image has no map. Where pixels have several classes, the maps of each lie in a folder of its name.
     """
     from classyseg.cli.inputs import Plan
-    from classyseg.cli.prediction_files import TIFF_SUFFIXES, geo_tags
+    from classyseg.cli.prediction_files import TIFF_SUFFIXES, class_folders, geo_tags
     from classyseg.errors import DataError
     from classyseg.inference.rasters import reads_in_bands
 
     gives_maps = predictor.network.gives_maps(predictor.head)
+    folders = class_folders(predictor.classes) if gives_maps and predictor.multi_label else ()
     in_frames = given.is_video and not predictor.takes_clips
     place, stem = output / given.name.parent, given.name.name if given.is_frames else given.name.stem
     geo = geo_tags(given.path) if gives_maps and not given.is_video else {}
@@ -164,7 +165,8 @@ def _plan(given: Input, output: Path, arguments: argparse.Namespace, predictor: 
         labels = place / (name.name if geo or in_bands else f"{stem}.png")
         scores, form = place / f"{stem}.npy", arguments.overlay_format
     return Plan(
-        labels=labels if gives_maps else None,
+        labels=labels if gives_maps and not folders else None,
+        flags=tuple(output / folder / labels.relative_to(output) for folder in folders),
         overlay=place / f"{stem}_overlay.{form}" if arguments.overlay and gives_maps else None,
         scores=scores if arguments.scores else None,
         geo=geo,
@@ -198,6 +200,7 @@ def _summary(
             "failed": len(job.failures),
             "skipped": sum(inputs.skipped.values()),
             **({"pixels": pixels} if job.rule is None else {"images": of_images}),
+            **({"all_pixels": job.all_pixels} if job.gives_flags else {}),
             "seconds": seconds,
         },
     }
@@ -209,7 +212,7 @@ def _report(summary: Mapping[str, Any], output: Path) -> Iterator[str]:
     counts: Mapping[str, int] = totals[counted]
     total = sum(counts.values())
     if total:
-        total = totals["files"] if counted == "images" else total
+        total = totals["files"] if counted == "images" else totals.get("all_pixels", total)
         most = sorted(enumerate(counts.items()), key=lambda item: -item[1][1])[:MAX_SHOWN]
         rows = [["", "class", counted, "share"]]
         rows += [[str(i), name, f"{count:,}", f"{count / total:.2%}"] for i, (name, count) in sorted(most)]

@@ -22,6 +22,7 @@ from classyseg.cli.inputs import Input, Plan
 from classyseg.cli.output import DISK_ERRORS, ProgressLine
 from classyseg.cli.prediction_files import (
     overlay_video,
+    write_flags,
     write_label_raster,
     write_labels,
     write_overlay,
@@ -73,6 +74,8 @@ class Job:
         self.alpha, self.scores, self.rule = alpha, scores, rule
         self.records: dict[Path, dict[str, Any]] = {}
         self.failures: dict[Path, str] = dict(problems)
+        self.gives_flags = predictor.multi_label and rule is None
+        """Whether a pixel has any number of classes."""
         self._writing: deque[tuple[Path, Future[dict[str, Any]]]] = deque()
 
     def run(self) -> None:
@@ -189,8 +192,8 @@ class Job:
         size: Sequence[int] = (0, 0)
         count = 0
         try:
-            if plan.labels is not None:
-                _remove_frames(plan.labels)
+            for folder in plan.flags if plan.labels is None else (plan.labels,):
+                _remove_frames(folder)
             with ExitStack() as stack:
                 frames = each_frame(given.path, turned=self.predictor.preparation.exif != "ignore")
                 first = next(frames)
@@ -241,6 +244,8 @@ class Job:
         plan = self.plans[read.given]
         if plan.labels is not None:
             write_labels(plan.labels, labels, self.predictor.palette, plan.geo)
+        if plan.flags:
+            write_flags(plan.flags, labels, self.predictor.palette, plan.geo)
         if plan.overlay is not None:
             write_overlay(plan.overlay, self.predictor.overlay(read.image, self.alpha, labels))
         if plan.scores is not None and scores is not None:
@@ -261,6 +266,8 @@ class Job:
     ) -> None:
         if plan.labels is not None:
             write_labels(plan.labels / f"{number:06}.png", labels, self.predictor.palette)
+        if plan.flags:
+            write_flags([folder / f"{number:06}.png" for folder in plan.flags], labels, self.predictor.palette)
         if plan.scores is not None and scores is not None:
             write_scores(plan.scores / f"{number:06}.npy", scores.astype(self.scores, copy=False))
         if add is not None:
@@ -282,13 +289,23 @@ class Job:
     ) -> dict[str, Any]:
         """The entry of a file in the summary: written files, size, pixels of each class."""
         names = {"labels": plan.labels, "overlay": plan.overlay, "scores": plan.scores}
-        written = {key: str(path) for key, path in names.items() if path is not None}
-        if plan.labels is not None and counts is not None:
+        written: dict[str, Any] = {key: str(path) for key, path in names.items() if path is not None}
+        if plan.flags:
+            written["flags"] = dict(zip(self.predictor.classes, map(str, plan.flags), strict=True))
+        if (plan.labels is not None or plan.flags) and counts is not None:
             more["pixels"] = dict(zip(self.predictor.classes, counts.tolist(), strict=True))
         return {**written, "width": size[1], "height": size[0], "seconds": seconds, **more}
 
     def _counts(self, labels: Labels) -> npt.NDArray[np.int64]:
+        if self.gives_flags:
+            return labels.sum((1, 2), dtype=np.int64)
         return np.bincount(labels.ravel(), minlength=len(self.predictor.classes))
+
+    @property
+    def all_pixels(self) -> int:
+        """How many pixels all images have, and all frames of videos."""
+        found = self.records.values()
+        return sum(record["width"] * record["height"] * record.get("frames", 1) for record in found)
 
 
 def same_size(reads: Iterable[Read], batch_size: int) -> Iterator[list[Read]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from classyseg.datasets.files.images import header_of
 from classyseg.io import written_atomically
 from classyseg.label_files import COMPRESSION, Palette, check_num_classes, encoded, label_image, label_png
+from classyseg.pictures import safe_name
 
 Labels = npt.NDArray[Any]
 GEO_TAGS = {33550: 12, 33922: 12, 34264: 12, 34735: 3, 34736: 12, 34737: 2, 50844: 12}
@@ -26,6 +28,7 @@ The size of a pixel, the tie points, the matrix, the keys of the coordinate syst
 coefficients of a satellite's camera. Not the number that marks pixels without data: a label may be that number.
 """
 TIE_POINTS, MATRIX, KEYS = 33922, 34264, 34735
+BLACK = (0, 0, 0)
 UPRIGHT = 1
 """The orientation of an image that is shown as it is stored: a world file is for the stored pixels."""
 TILE = 256
@@ -96,6 +99,21 @@ def write_labels(path: Path, labels: npt.NDArray[Any], palette: Palette, geo: Ma
         save_image(path, label_image(labels, palette), "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
     else:
         _place(path, label_png(labels, palette))
+
+
+def write_flags(
+    paths: Sequence[Path], flags: npt.NDArray[Any], palette: Palette, geo: Mapping[int, Any] | None = None
+) -> None:
+    """Writes the flags (C, H, W) of each class into a file of its own: 1 in the class's colour, 0 black."""
+    for path, own, color in zip(paths, flags, palette, strict=True):
+        write_labels(path, own, (BLACK, color), geo)
+
+
+def class_folders(classes: Sequence[str]) -> tuple[str, ...]:
+    """A folder's name for each class, on any system: its own name where that is possible."""
+    names = [safe_name(name) or "class" for name in classes]
+    taken = Counter(name.casefold() for name in names)
+    return tuple(f"{name}_{i}" if taken[name.casefold()] > 1 else name for i, name in enumerate(names))
 
 
 def write_label_raster(

@@ -17,7 +17,7 @@ from classyseg.io import data_path
 from classyseg.placement import DATASET_KEYS
 from classyseg.problems import Problems
 from classyseg.registry import DATASETS, TRANSFORMS, ComponentConfig
-from classyseg.transforms.classy_transform import ClassyTransform, check_numbers
+from classyseg.transforms.classy_transform import ClassyTransform, check_flags, check_numbers
 
 NOT_READ = ("transforms", "on_bad_sample", "max_bad_samples", "cache_samples", "cache_samples_gigabytes")
 """The keys of a data set's config that do not change what is read from its files."""
@@ -83,6 +83,8 @@ def describe(data: Any, problems: Problems) -> Part:
         transforms = TRANSFORMS.build_each("transforms", getattr(data, "transforms", ()), *ignored)
     with problems.collected():
         check_numbers(transforms, facts.bits)
+    with problems.collected():
+        check_flags(transforms, facts.has_flags)
     counted = {key: getattr(data, key, getattr(ClassyDataset, key)) for key in ("on_bad_sample", "max_bad_samples")}
     return Described(facts.after(transforms), transforms, tuple(parts.values()), **counted)
 

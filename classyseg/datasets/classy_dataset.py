@@ -22,8 +22,8 @@ from classyseg.errors import ConfigError, DataError
 from classyseg.registry import TRANSFORMS, Configurable
 from classyseg.rng import generator_for, randint
 from classyseg.signature import own_parameters
-from classyseg.structures import Color, Sample, default_color
-from classyseg.transforms.classy_transform import apply_transforms, check_numbers
+from classyseg.structures import Color, Sample, default_palette
+from classyseg.transforms.classy_transform import apply_transforms, check_flags, check_numbers
 
 if TYPE_CHECKING:
     from classyseg.datasets.label_map import LabelMap
@@ -58,7 +58,10 @@ MAX_DRAWS = 100
 class ClassyDataset(Dataset[Sample], Configurable, ABC):
     """Images with masks of class indices 0..len(classes)-1 and `ignore_index`.
 
-    A subclass gives `__len__` and `load`. It sets `classes`, and if needed `palette`, `ignore_index` and
+    With `multi_label` a pixel may have several classes: masks are (num_classes, H, W) integers, 1, 0 or `ignore_index`
+    for each class. A single class is binary segmentation.
+
+    A subclass gives `__len__` and `load`. It sets `classes`, and if needed `palette`, `ignore_index`, `multi_label` and
     `submission_values`, before it calls `super().__init__(transforms)`. The task sets `seed`. `build_dataset` sets
     `exif`, `on_bad_sample`, `max_bad_samples` and `cache`, from keys that every data set has.
 
@@ -97,8 +100,11 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     whole_images: bool = False
     """Whether targets are classes of whole images or clips, (), in place of masks."""
     multi_label: bool = False
-    """Whether whole images have several classes: targets are flags, (num_classes,) float32 of 0 and 1. A config key of
-    that name may say it. An unknown flag is `ignore_index`."""
+    """Whether whole images, or the pixels of masks, have several classes. A config key of that name may say it.
+
+    Targets are then flags: (num_classes,) float32 of 0 and 1 for whole images, (num_classes, H, W) integers for masks.
+    An unknown flag is `ignore_index`.
+    """
     gives_clips: bool = False
     """Whether images are clips, (C, T, H, W)."""
     image_size: tuple[int, int] | None = None
@@ -123,13 +129,19 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
 
     def __init__(self, transforms: Sequence[Any] = ()) -> None:
         self.transforms = TRANSFORMS.build_each("transforms", transforms, self.ignore_index)
-        self.palette = self.palette or tuple(default_color(i) for i in range(len(self.classes)))
+        self.palette = self.palette or default_palette(len(self.classes), flags=self.has_flags)
         check_palette(self.palette, self.classes)
         check_numbers(self.transforms, self.bits)
+        check_flags(self.transforms, self.has_flags)
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def has_flags(self) -> bool:
+        """Whether masks hold a flag of each class, (num_classes, H, W), in place of one class of each pixel."""
+        return self.multi_label and not self.whole_images
 
     # -- what is known of it -----------------------------------------------------------------------------------------
 
@@ -336,7 +348,7 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
     @property
     def _label_type(self) -> torch.dtype:
         """The smallest of uint8 and int64 that holds every label and `ignore_index`."""
-        fits = self.num_classes <= 256 and 0 <= self.ignore_index <= 255
+        fits = (self.has_flags or self.num_classes <= 256) and 0 <= self.ignore_index <= 255
         return torch.uint8 if fits else torch.int64
 
     def submission(self, prediction: torch.Tensor) -> npt.NDArray[Any]:
@@ -354,6 +366,9 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         return values.astype(np.uint8 if values.max() < 256 else np.uint16)[prediction.cpu().numpy()]
 
     def _check(self, sample: Sample) -> None:
+        if self.has_flags:
+            self._check_flags(sample)
+            return
         image, mask = sample.image, sample.target.numpy()  # numpy compares in a tenth of torch's time
         if image.shape[-2:] != mask.shape:
             raise DataError(
@@ -377,6 +392,32 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
                 f"{self.num_classes - 1}, and {self.ignore_index} for ignored pixels{self._label_hint(values)}",
                 file=str(sample.name),
             )
+
+    def _check_flags(self, sample: Sample) -> None:
+        size, flags = tuple(sample.image.shape[-2:]), sample.target
+        if flags.dim() != 3 or len(flags) != self.num_classes or flags.is_floating_point():
+            raise DataError(
+                f"its target has the shape {tuple(flags.shape)} and the type {flags.dtype}; expected a flag for each "
+                f"class of each pixel, integers ({self.num_classes}, H, W)",
+                file=str(sample.name),
+            )
+        if size != tuple(flags.shape[1:]):
+            raise DataError(
+                f"the image is {size[1]} x {size[0]} pixels, its masks {flags.shape[2]} x {flags.shape[1]}; they must "
+                "be of one size",
+                file=str(sample.name),
+            )
+        for name, own in zip(self.classes, flags.numpy(), strict=True):
+            wrong = (own != 0) & (own != 1) & (own != self.ignore_index)
+            if wrong.any():
+                values = np.unique(own[wrong]).tolist()
+                shown = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
+                raise DataError(
+                    f"its mask of '{name}' holds the values {shown} ({int(wrong.sum())} pixels); accepted: 1 for "
+                    f"pixels of the class, 0 for others, and {self.ignore_index} for ignored ones"
+                    f"{self._label_hint(values)}",
+                    file=str(sample.name),
+                )
 
     def _label_hint(self, values: list[int]) -> str:
         """What the user can do about wrong labels. Data sets with a label map override it."""

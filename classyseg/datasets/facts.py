@@ -15,8 +15,8 @@ class DataFacts:
 
     `channels` and `bits` are those of its stored images, `size` the height and width of its samples after the
     transforms. `group_size` consecutive samples belong together (the clips of a video). `whole_images` says that a
-    sample has a class, not a mask, `multi_label` that it has a flag for each class; `gives_clips` says that its images
-    are clips (C, T, H, W). `repeats_samples` says that
+    sample has a class, not a mask, `multi_label` that it, or each pixel of a mask (`has_flags`), has a flag for each
+    class; `gives_clips` says that its images are clips (C, T, H, W). `repeats_samples` says that
     a sample may come several times in an epoch: such a data set is to train on. `keys` are those of the data
     set's own config, for messages that name one.
     """
@@ -39,6 +39,11 @@ class DataFacts:
     def in_own_unit(self) -> bool:
         """Whether images are numbers in a unit of their own, which no usual mean and deviation fit."""
         return self.bits == 32
+
+    @property
+    def has_flags(self) -> bool:
+        """Whether masks hold a flag of each class, (num_classes, H, W), in place of one class of each pixel."""
+        return self.multi_label and not self.whole_images
 
     def after(self, transforms: Iterable[ClassyTransform]) -> DataFacts:
         """These facts once `transforms` have changed the size of the samples."""

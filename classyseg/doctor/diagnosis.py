@@ -352,7 +352,8 @@ def label_finding(summary: DataSummary, pattern: Pattern) -> Finding:
     severity: Severity = "fault" if pattern.sure else "warning"
     count, files = summary.strange_masks.count, tuple(_value_places(summary))
     if not summary.strange:
-        tally = summary.masks_with_ignored if pattern.sure else summary.masks_without_second
+        flags = summary.dataset.has_flags
+        tally = summary.masks_with_ignored if pattern.sure or flags else summary.masks_without_second
         count, files = (pattern.silent and tally.count) or summary.num_masks, tuple(tally.places)
     return Finding(
         pattern.kind,

@@ -28,6 +28,7 @@ from classyseg.datasets.files.mask_rules import holds_colors, holds_labels
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.loading.workers import WorkerError, warm_fork_server, without_sigchld_handler
 from classyseg.errors import DataError
+from classyseg.label_counts import is_ignored
 
 T = TypeVar("T")
 
@@ -62,6 +63,10 @@ class Facts:
 
     Where samples are tiles, the facts are those of an image: of its `num_tiles` tiles that were looked at, each pixel
     once.
+
+    With `has_flags`, a pixel may have several classes: `pixels` then counts set flags, and under the ignored label the
+    pixels with an ignored flag; `known` the flags of each class that are not ignored; `overlap` the pixels of several
+    classes, and `without` those that are known to have none.
     """
 
     index: int
@@ -80,6 +85,11 @@ class Facts:
     colors: dict[int, int] = field(default_factory=dict)
     counts_up: bool = False
     whole_images: bool = False
+    has_flags: bool = False
+    mask_area: int = 0
+    known: list[int] = field(default_factory=list)
+    overlap: int = 0
+    without: int = 0
     video: str = ""
     exif_that_fits: str = ""
     low: list[float] = field(default_factory=list)
@@ -224,14 +234,17 @@ def _look(facts: Facts, dataset: ClassyDataset, image: Tensor | None, labels: Te
         _look_at_labels(facts, labels, dataset)
     if dataset.image_of(facts.index) is None:
         _concluded(facts, dataset)
-    if image is not None and labels is not None and labels.dim() > 1 and image.shape[-2:] != labels.shape:
+    if image is not None and labels is not None and labels.dim() > 1 and image.shape[-2:] != labels.shape[-2:]:
         _compare_sizes(facts, (image.shape[-1], image.shape[-2]), (labels.shape[-1], labels.shape[-2]))
 
 
 def labels_of_sample(dataset: ClassyDataset, index: int) -> set[int]:
     """The labels in the mask of sample `index`; none if it cannot be read: `inspect` tells that."""
     try:
-        return set(dataset.load_target(index).unique().tolist())
+        target = dataset.load_target(index)
+        if dataset.has_flags:
+            return set((target == 1).flatten(1).any(1).nonzero()[:, 0].tolist())
+        return set(target.unique().tolist())
     except Exception:  # plugins raise what they like
         return set()
 
@@ -269,7 +282,7 @@ def _read_apart(facts: Facts, dataset: ClassyDataset, *, labels: bool) -> tuple[
     if not dataset.has_masks or not labels:
         return image, None
     target = _guarded(facts, "mask_unreadable", facts.mask, lambda: _known_labels(facts, dataset))
-    is_mask = target is not None and target.dim() == 2
+    is_mask = target is not None and target.dim() >= 2
     if image is None and is_mask and _exif_orientation(image_path) in SWAPPING:
         facts.exif_that_fits = _exif_that_fits(image_path, (target.shape[-1], target.shape[-2]))  # type: ignore[union-attr]
     if facts.problems and facts.problems[-1].kind == "mask_unreadable":
@@ -370,6 +383,9 @@ def _look_at_labels(facts: Facts, labels: Tensor, dataset: ClassyDataset) -> Non
         return
     if dataset.whole_images:
         raise DataError(f"its target has the shape {tuple(labels.shape)}; expected one class, ()")
+    if dataset.has_flags:
+        _look_at_flags(facts, labels, dataset)
+        return
     facts.pixels = _count(labels, (*range(dataset.num_classes), dataset.ignore_index))
     facts.mask_digest = _digest(labels.contiguous().numpy())
 
@@ -378,7 +394,7 @@ def _concluded(facts: Facts, dataset: ClassyDataset) -> Facts:
     """`facts` with what their numbers say of the whole image and its mask."""
     if facts.area > 1 and facts.low == facts.high:
         facts.add("blank_image", facts.image, f"every pixel is {facts.low}")
-    if facts.whole_images or not facts.pixels:
+    if facts.whole_images or facts.has_flags or not facts.pixels:
         return facts
     found = sorted(label for label in facts.pixels if label != dataset.ignore_index)
     numbers = {*found, dataset.ignore_index}
@@ -389,6 +405,26 @@ def _concluded(facts: Facts, dataset: ClassyDataset) -> Facts:
     elif len(facts.pixels) == 1 and sum(facts.pixels.values()) > 1 and found[0] in range(dataset.num_classes):
         facts.add("blank_mask", facts.mask, f"every pixel is {found[0]}, '{dataset.classes[found[0]]}'")
     return facts
+
+
+def _look_at_flags(facts: Facts, flags: Tensor, dataset: ClassyDataset) -> None:
+    """Looks at a flag of each class for each pixel, (num_classes, H, W)."""
+    if flags.dim() != 3 or len(flags) != dataset.num_classes:
+        raise DataError(f"its target has the shape {tuple(flags.shape)}; expected ({dataset.num_classes}, H, W)")
+    facts.has_flags, facts.mask_area = True, flags[0].numel()
+    is_set, ignored = flags == 1, is_ignored(flags, dataset.ignore_index)
+    known = is_set | (flags == 0)
+    facts.pixels = {i: count for i, count in enumerate(is_set.sum((1, 2)).tolist()) if count}
+    if ignored.any():
+        facts.pixels[dataset.ignore_index] = int(ignored.any(0).sum())
+    facts.known = known.sum((1, 2)).tolist()
+    facts.overlap = int((is_set.sum(0) > 1).sum())
+    facts.without = int((known & ~is_set).all(0).sum())
+    strange = flags[~(known | ignored)]
+    facts.unknown = _count(strange, ()) if len(strange) else {}
+    facts.mask_digest = _digest(flags.contiguous().numpy())
+    if not known.any() and not len(strange):
+        facts.add("unlabelled", facts.mask, f"every flag is {dataset.ignore_index}, ignored")
 
 
 def _look_at_class(facts: Facts, target: Tensor, dataset: ClassyDataset) -> None:

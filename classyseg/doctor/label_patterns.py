@@ -36,6 +36,8 @@ class Pattern:
 def label_pattern(summary: DataSummary) -> Pattern | None:
     """The pattern of a data set's labels; None if nothing is wrong with them."""
     dataset = summary.dataset
+    if dataset.has_flags:
+        return _flag_pattern(summary)
     if dataset.num_classes == 1 and summary.num_masks and not summary.whole_images:
         return _one_class(summary)
     if not summary.strange:
@@ -66,6 +68,35 @@ def _one_class(summary: DataSummary) -> Pattern:
         "always right",
         "name the background, too, in every data set of the config, in the order of the masks' values",
         config,
+    )
+
+
+def _flag_pattern(summary: DataSummary) -> Pattern | None:
+    """Flags of other numbers than 0 and 1; or where the ignored label stands in place of 1, which no error tells."""
+    dataset, ignored = summary.dataset, summary.dataset.ignore_index
+    labels = _labels(dataset) if _takes_map(dataset) else {}
+    if summary.strange:
+        values = sorted(summary.strange)
+        config = _map({**labels, values[0]: 1}) if _takes_map(dataset) and len(values) == 1 else ""
+        return Pattern(
+            "no_flags",
+            f"masks hold {_short(values)}, where a flag is 1, 0 or {ignored}",
+            "say which value means that a pixel has the class",
+            config,
+        )
+    missing = [i for i in range(dataset.num_classes) if not summary.pixels[i]]
+    never_known = [i for i in missing if summary.known[i] < summary.mask_pixels]
+    if not never_known or _is_mapped(dataset, ignored):
+        return None
+    names = ", ".join(f"'{dataset.classes[i]}'" for i in never_known[:MANY])
+    return Pattern(
+        "flags_0_255",
+        f"the masks of {names} hold 0 and {ignored}, which is ignored, and no 1",
+        f"if {ignored} means that a pixel has the class, say so; if it really stands for pixels that nobody knows: "
+        f"{_map({**labels, ignored: ignored})}",
+        _map({**labels, ignored: 1}) if _takes_map(dataset) else "",
+        sure=len(missing) == dataset.num_classes,
+        silent=True,
     )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from classyseg.datasets.classy_dataset import ClassyDataset, Color
 from classyseg.errors import DataError
-from classyseg.pictures import font
+from classyseg.label_counts import is_ignored
+from classyseg.pictures import flag_colors, font
 
 CELL = 240
 """The longest side of an image on the sheet."""
@@ -75,7 +76,15 @@ def _cell(dataset: ClassyDataset, index: int) -> tuple[Image.Image, set[int]]:
     ImageDraw.Draw(cell).text((0, 0), _fitting(name, 2 * CELL), fill=TEXT, font=font())
     for i, picture in enumerate(pair):
         cell.paste(picture, (i * (CELL + MARGIN), LINE))
-    return cell, set() if whole or not dataset.has_masks else set(sample.target.unique().tolist())
+    return cell, set() if whole or not dataset.has_masks else _labels_of(dataset, sample.target)
+
+
+def _labels_of(dataset: ClassyDataset, mask: Tensor) -> set[int]:
+    """The labels of the classes that a mask has, and the ignored one."""
+    if not dataset.has_flags:
+        return set(mask.unique().tolist())
+    held = set((mask == 1).flatten(1).any(1).nonzero()[:, 0].tolist())
+    return held | ({dataset.ignore_index} if is_ignored(mask, dataset.ignore_index).any() else set())
 
 
 def _frames(image: Tensor) -> list[Image.Image]:
@@ -124,7 +133,12 @@ def _distance(color: Color, others: Sequence[Color]) -> float:
 
 
 def painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
-    """The image under the colours of its mask, both resized to a cell: their sizes may differ."""
+    """The image under the colours of its mask, both resized to a cell: their sizes may differ.
+
+    A pixel of several classes has the mean of their colours; one of none shows the image.
+    """
+    if dataset.has_flags:
+        return _painted_flags(dataset, image, mask)
     colors = np.array(_colors(dataset), np.uint8)
     labels = mask.long().numpy()  # an index of a colour may not fit into a byte
     places = np.where((labels >= 0) & (labels < dataset.num_classes), labels, len(colors) - 1)
@@ -132,6 +146,17 @@ def painted(dataset: ClassyDataset, image: Tensor, mask: Tensor) -> Image.Image:
     cover = Image.fromarray(colors[places])
     cover = cover.resize(_size(cover.size), Image.Resampling.NEAREST)
     return Image.blend(_picture(image).resize(cover.size), cover, OPACITY)
+
+
+def _painted_flags(dataset: ClassyDataset, image: Tensor, flags: Tensor) -> Image.Image:
+    colors, is_set = _colors(dataset), (flags == 1).numpy()
+    shown = flag_colors(is_set, colors[: dataset.num_classes])
+    ignored = is_ignored(flags, dataset.ignore_index).all(0).numpy()
+    shown[ignored] = colors[-2]
+    covered = Image.fromarray(((is_set.any(0) | ignored) * np.uint8(255 * OPACITY)).astype(np.uint8))
+    cover = Image.fromarray(shown)
+    cover, covered = (part.resize(_size(part.size), Image.Resampling.NEAREST) for part in (cover, covered))
+    return Image.composite(cover, _picture(image).resize(cover.size), covered)
 
 
 def _size(size: tuple[int, int]) -> tuple[int, int]:

@@ -37,7 +37,8 @@ class DataSummary:
     it, `sharing_pixels` all pixels of those masks. Values that are no class are in `strange`, by value, with their
     pixels. `masks_with_ignored` hold ignored pixels. With two classes, `masks_without_second` hold only the first class
     and ignored pixels. Where samples have one class (`whole_images`), `pixels` counts samples, and `videos` counts
-    their videos.
+    their videos. Where pixels have several classes, `known` counts the flags of each class that are not ignored,
+    `overlap` the pixels of several classes, `without` those of none.
     """
 
     def __init__(self, name: str, dataset: ClassyDataset, *, max_files: int) -> None:
@@ -50,6 +51,8 @@ class DataSummary:
         self.masks: Counter[int] = Counter()
         self.sharing_pixels: Counter[int] = Counter()
         self.videos: Counter[int] = Counter()
+        self.known: Counter[int] = Counter()
+        self.overlap = self.without = self.mask_pixels = 0
         self._video = ""
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.problems: dict[str, Tally] = {}
@@ -79,7 +82,7 @@ class DataSummary:
         for color, count in facts.colors.items():
             if color in self.colors or len(self.colors) < MAX_VALUES:
                 self.colors[color] += count
-        if facts.pixels or facts.unknown:
+        if facts.pixels or facts.unknown or facts.has_flags:
             self._add_labels(facts)
         if facts.video != self._video and facts.pixels:
             self.videos.update(facts.pixels.keys())
@@ -101,11 +104,18 @@ class DataSummary:
         self.num_masks += 1
         classes = {label: count for label, count in facts.pixels.items() if 0 <= label < dataset.num_classes}
         every_pixel = sum(facts.pixels.values())
+        if facts.has_flags:
+            self.known.update(dict(enumerate(facts.known)))
+            self.overlap += facts.overlap
+            self.without += facts.without
+            self.mask_pixels += facts.mask_area
         for label, count in facts.pixels.items():
             if label in classes or label == dataset.ignore_index:
                 self.pixels[label] += count
                 self.masks[label] += 1
-                self.sharing_pixels[label] += every_pixel
+                self.sharing_pixels[label] += (
+                    facts.known[label] if facts.has_flags and label in classes else every_pixel
+                )
         self._add_ignored(facts)
         others = {
             label: n for label, n in facts.pixels.items() if label not in classes and label != dataset.ignore_index
@@ -131,7 +141,7 @@ class DataSummary:
             return
         place = facts.mask, f"{facts.pixels[ignored]:,} pixels of {ignored}"
         self.masks_with_ignored.add(*place, self.max_files)
-        if self.dataset.num_classes != 2:
+        if self.dataset.num_classes != 2 or facts.has_flags:
             return
         if 1 in facts.pixels:
             self.masks_with_second_and_ignored += 1
@@ -169,6 +179,11 @@ class DataSummary:
         return sum(self.pixels[label] for label in range(self.dataset.num_classes))
 
     @property
+    def of_several_and_none(self) -> tuple[int, int]:
+        """How many pixels have several classes, and how many are known to have none."""
+        return self.overlap, self.without
+
+    @property
     def in_own_unit(self) -> bool:
         """Whether mean and deviation are those of the stored numbers, in floating point."""
         return self._scale == 1
@@ -190,9 +205,10 @@ class DataSummary:
         Where samples have one class, the numbers of `images`, or of `clips` and `videos`.
         """
         labelled = max(1, self.labelled_pixels)
-        weights = self.median_frequency_weights()
+        weights = self.positive_weights() if self.dataset.has_flags else self.median_frequency_weights()
         for label, name in enumerate(self.dataset.classes):
-            yield self._row(label, name, self.pixels[label] / labelled, weights[label])
+            whole = max(1, self.known[label]) if self.dataset.has_flags else labelled
+            yield self._row(label, name, self.pixels[label] / whole, weights[label])
         yield self._row(self.dataset.ignore_index, "(no class)" if self.whole_images else "(ignored)", None, None)
 
     def _row(self, label: int, name: str, share: float | None, weight: float | None) -> dict[str, Any]:
@@ -200,6 +216,11 @@ class DataSummary:
         if self.counted == "clips":
             return row | {"videos": self.videos[label]}
         return row if self.whole_images else row | {"masks": self.masks[label]}
+
+    def positive_weights(self) -> list[float]:
+        """For each class, how many flags are not set for one that is, of flags that are known; 0 for one never set."""
+        labels = range(self.dataset.num_classes)
+        return [(self.known[i] - self.pixels[i]) / self.pixels[i] if self.pixels[i] else 0.0 for i in labels]
 
     def median_frequency_weights(self) -> list[float]:
         """The weight of each class: the median of all frequencies by its own; 0 for a class that never occurs.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.errors import ConfigError
-from classyseg.layers import argmax_at, scores_at
+from classyseg.layers import argmax_at, flags_at, scores_at
 from classyseg.registry import HEADS, Configurable
 from classyseg.structures import LOGITS, BlockInfo, output_name, outputs_of
 
@@ -68,8 +68,9 @@ class ClassyHead(nn.Module, Configurable, ABC):
     reads_vectors: bool = False
     """Whether a block may be vectors (N, count, channels), of stride 0, instead of a map (N, channels, h, w)."""
     multi_label: bool = False
-    """Whether an image has several classes, which do not exclude each other. What builds the model sets it, as the data
-    says it. Then `scores` are sigmoids, and `labels` of whole images are flags (N, num_classes)."""
+    """Whether an image, or each pixel, has several classes, which do not exclude each other. What builds the model sets
+    it, as the data says it. Then `scores` are sigmoids, and `labels` are flags: (N, num_classes) of whole images, else
+    (N, num_classes, H, W)."""
     blocks: tuple[BlockInfo, ...]
     output_names: tuple[str, ...] = (LOGITS,)
     """The head's own names of what `forward` gives, without dots: the same in training and in evaluation."""
@@ -111,12 +112,13 @@ class ClassyHead(nn.Module, Configurable, ABC):
     def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
         """The class of each pixel at `size` (H, W), (N, H, W) int64; for whole images (N,).
 
-        With `multi_label`, 1 for each class of a score of a half or more, (N, num_classes). Logits are resized a few
-        classes at a time: those of full size never exist at once.
+        With `multi_label`, 1 for each class of a score of a half or more, (N, num_classes) int64, or for each pixel
+        (N, num_classes, H, W) uint8. Logits are resized a few classes at a time: those of full size never exist at
+        once.
         """
         logits = self._logits(outputs)
         if self.multi_label:
-            return (logits >= 0).long()
+            return (logits >= 0).long() if logits.dim() == 2 else flags_at(logits, size)
         return logits.argmax(1) if logits.dim() == 2 else argmax_at(logits, size)
 
     def scores(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
@@ -126,7 +128,7 @@ class ClassyHead(nn.Module, Configurable, ABC):
         """
         logits = self._logits(outputs)
         if logits.dim() > 2:
-            return scores_at(logits, size)
+            return scores_at(logits, size, sigmoid=self.multi_label)
         logits = logits.detach().float()
         return logits.sigmoid() if logits.shape[1] == 1 or self.multi_label else logits.softmax(1)
 

@@ -164,8 +164,9 @@ class ClassyHook(Configurable):
         """In a phase that it `sees_predictions` of, for each batch of this process, before `on_step`.
 
         `batch` is as the data set gave it, on the host: images before normalisation, targets at their size, names.
-        `prediction` is what the main head says, on the device that made it: labels (N, H, W) of the targets' size, or
-        scores (N, num_classes) of whole images and clips. Keep small copies of both, no views. Processes may have
+        `prediction` is what the main head says, on the device that made it: labels (N, H, W) of the targets' size
+        (flags (N, num_classes, H, W) uint8 where pixels have several classes), or scores (N, num_classes) of whole
+        images and clips. Keep small copies of both, no views. Processes may have
         different numbers of batches: exchange nothing here, but in `on_phase_end`.
         """
 

@@ -22,7 +22,7 @@ from classyseg.environment import environment
 from classyseg.errors import ConfigError
 from classyseg.hooks.classy_hook import ClassyHook, WatchedTask
 from classyseg.io import json_line, write_atomically
-from classyseg.label_counts import confusion_matrix, mean_iou_of_image
+from classyseg.label_counts import confusion_matrix, flag_counts, mean_iou_of_image
 from classyseg.pictures import told_of_scores
 from classyseg.ranking import Lowest
 from classyseg.registry import HOOKS
@@ -165,11 +165,13 @@ class _Seen:
         self._images_with = torch.zeros(num_classes, dtype=torch.int64)
 
     def add(self, batch: Sample, prediction: Tensor) -> None:
-        is_mask = prediction.dim() == 3
+        is_mask = prediction.dim() >= 3
         height, width = (batch.target if is_mask else batch.image).shape[-2:]
         self.sizes[height, width] += len(batch.image)
         self.num_samples += len(batch.image)
-        if is_mask and self._counts:
+        if prediction.dim() == 4:
+            self._add_flags(batch, prediction)
+        elif is_mask and self._counts:
             self._add_masks(batch, prediction)
         elif not is_mask:
             self._add_wholes(batch, prediction)
@@ -188,6 +190,21 @@ class _Seen:
 
         def make(i: int) -> _Shown:
             pixels = SmallSample.of_mask(batch.image[i], batch.target[i], prediction[i], self.size)
+            return _Shown(_id(batch.names[i]), {"score": scores[i], "name": _short(batch.names[i])}, pixels)
+
+        self._rank(batch, scores, make)
+
+    def _add_flags(self, batch: Sample, prediction: Tensor) -> None:
+        """Masks of a flag for each class: no confusion matrix, as a pixel may have several classes."""
+        target, ignored = batch.target.to(prediction.device, non_blocking=True), self.labels.ignore_index
+        counts = [flag_counts(prediction[i : i + 1], target[i : i + 1], ignored) for i in range(len(prediction))]
+        on_host = torch.stack(counts).cpu()
+        self._images_with += (on_host[:, 1] > 0).sum(0)
+        found = [mean_iou_of_image(*each[:3]) for each in on_host]
+        scores = [math.nan if score is None else score for score in found]
+
+        def make(i: int) -> _Shown:
+            pixels = SmallSample.of_flags(batch.image[i], batch.target[i], prediction[i], self.labels, self.size)
             return _Shown(_id(batch.names[i]), {"score": scores[i], "name": _short(batch.names[i])}, pixels)
 
         self._rank(batch, scores, make)

@@ -28,7 +28,8 @@ class Wanted(NamedTuple):
 
 
 Found = Mapping[Wanted, Any]
-"""For each thing that was wanted: labels (N, H, W) int64, scores (N, num_classes, H, W) float32, or named outputs."""
+"""For each thing that was wanted: labels (N, H, W) int64 (of several classes of a pixel (N, num_classes, H, W) uint8),
+scores (N, num_classes, H, W) float32, or named outputs."""
 
 
 class ClassyProtocol(Configurable, ABC):

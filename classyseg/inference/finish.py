@@ -28,7 +28,7 @@ from classyseg.inference.rows import (
 from classyseg.layers.resize import best_class
 
 LABEL = 8
-"""Bytes of a label."""
+"""Bytes of a label, where a pixel has one."""
 _ROW = 2 * LABEL + FLOAT
 """Bytes that an arg-max takes for a pixel in addition to its input: the index, its copy, and the maximum."""
 
@@ -112,6 +112,8 @@ class Bands:
         each_row = _ROW * size[1] + (_result_bytes(network, wanted, (1, size[1])) if streamed else 0)
         sources = [each if are_scores else as_scores(network, head, each) for head, each in maps.items()]
         highest = min(size[0], most_rows or size[0])
+        flags = [2 * network.num_classes(head) for head in maps if network.gives_flags(head)]  # compared, then as bytes
+        each_row += max(0, *(bytes_of - _ROW for bytes_of in flags), 0) * size[1]
         count = min(highest, max(1, rows_within(sources, BAND_BYTES, each_row)))
         if not all(network.averages_logits(head) for head in maps):
             # A head with scores of its own makes all of a window's scores again for every band: few bands are faster.
@@ -129,8 +131,9 @@ class Bands:
         size = next(iter(self.maps.values())).size
         found: dict[Wanted, Tensor] = {}
         for item in self.wanted:
-            shape = size if item.kind == "labels" else (self.network.num_classes(item.head), *size)
-            kind = torch.int64 if item.kind == "labels" else torch.float32
+            flags = self.network.gives_flags(item.head)
+            shape = size if item.kind == "labels" and not flags else (self.network.num_classes(item.head), *size)
+            kind = torch.float32 if item.kind == "scores" else torch.uint8 if flags else torch.int64
             found[item] = torch.empty(shape, dtype=kind, device=self.network.device)
         for first, stop, part in self.pieces():
             for item, values in part:
@@ -155,9 +158,19 @@ def _made(network: Network, wanted: Wanted, values: Tensor, are_scores: bool) ->
         if wanted.kind == "scores":
             return scores_of(head, values)
         return head.labels({LOGITS: values[None]}, values.shape[1:])[0]
-    return best_class(values, 0) if wanted.kind == "labels" else values
+    if wanted.kind != "labels":
+        return values
+    return (values >= 0.5).to(torch.uint8) if network.gives_flags(wanted.head) else best_class(values, 0)
 
 
 def _result_bytes(network: Network, wanted: Collection[Wanted], size: Size) -> int:
-    each = [LABEL if item.kind == "labels" else FLOAT * network.num_classes(item.head) for item in wanted]
+    each = [
+        label_bytes(network, item.head) if item.kind == "labels" else FLOAT * network.num_classes(item.head)
+        for item in wanted
+    ]
     return sum(each) * size[0] * size[1]
+
+
+def label_bytes(network: Network, head: str) -> int:
+    """Bytes of what a pixel's labels take: one number, or a flag of a byte for each class."""
+    return network.num_classes(head) if network.gives_flags(head) else LABEL

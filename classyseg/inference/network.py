@@ -98,6 +98,10 @@ class Network:
         """Whether a head gives a class for each pixel; else it gives one for each image."""
         return self._known(head)[0]
 
+    def gives_flags(self, head: str) -> bool:
+        """Whether labels are a flag of each class: (N, num_classes, H, W) for maps."""
+        return self.head(head).multi_label
+
     def num_classes(self, head: str) -> int:
         return self._known(head)[1]
 

@@ -34,9 +34,9 @@ from classyseg.inference.rasters import label_bands
 from classyseg.inference.video_clips import clips_for, clips_of_video
 from classyseg.layers import ImageNormalizer, NormalizeConfig
 from classyseg.models import ClassyModel
-from classyseg.pictures import display_colors
+from classyseg.pictures import display_colors, flag_colors
 from classyseg.registry import PROTOCOLS, ComponentConfig
-from classyseg.structures import Color, default_color
+from classyseg.structures import default_palette
 from classyseg.weights.hub import SCHEME, HubAddress, Uploaded, uploaded
 
 Labels = npt.NDArray[Any]
@@ -92,9 +92,6 @@ class Predictor:
         model_config: Mapping[str, Any] | ComponentConfig | None = None,
     ) -> None:
         self.classes = tuple(classes)
-        self.palette = tuple((int(c[0]), int(c[1]), int(c[2])) for c in palette) or _colors(len(self.classes))
-        if len(self.palette) != len(self.classes):
-            raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         self.ignore_index = ignore_index
         self.multi_label = multi_label
         self.clips = clips_for(model, clips)
@@ -129,10 +126,15 @@ class Predictor:
             channels_last=channels_last,
         )
         self.head = model.main_head
+        self.palette = tuple((int(c[0]), int(c[1]), int(c[2])) for c in palette) or default_palette(
+            len(self.classes), flags=multi_label and self.network.gives_maps(self.head)
+        )
         self._check_classes()
         self.protocol.check(self.network, [Wanted(self.head)])
 
     def _check_classes(self) -> None:
+        if len(self.palette) != len(self.classes):
+            raise ConfigError("palette", f"found {len(self.palette)} colours for {len(self.classes)} classes")
         if self.network.num_classes(self.head) != len(self.classes):
             raise ConfigError(
                 "classes",
@@ -175,8 +177,9 @@ class Predictor:
     def predict(self, images: Any) -> Any:
         """The class of each pixel, (H, W), at the image's own size, in the smallest unsigned type for them.
 
-        A model for whole images gives one class, (), with `multi_label` whether it has each, (num_classes,) bool: where
-        the score is at least a half. An iterable of images gives an iterator.
+        A model for whole images gives one class, (). With `multi_label` it is whether the image, or the pixel, has each
+        class, bool (num_classes,) or (num_classes, H, W): where the score is at least a half. An iterable of images
+        gives an iterator.
 
         Raises: `DataError` for something that is no image, or none that the model takes; `BudgetError` where
         `max_memory` is too small.
@@ -217,6 +220,7 @@ class Predictor:
     def overlay(self, image: Any, alpha: float = 0.5, labels: Labels | None = None) -> Image.Image:
         """The image under the colours of its classes, at the strength `alpha`; `labels` may be predicted before.
 
+        A pixel of several classes gets the mean of their colours, and one without a class stays as it is.
         Raises: `ConfigError` for a model that classifies whole images.
         """
         if not 0 <= alpha <= 1:
@@ -224,17 +228,24 @@ class Predictor:
         if not self.network.gives_maps(self.head):
             raise ConfigError("overlay: this model classifies whole images, which leaves nothing to draw")
         tensor = self.read(image)
-        found = self.predict(tensor) if labels is None else labels
-        if found.shape != tensor.shape[-2:]:
+        found: npt.NDArray[Any] = self.predict(tensor) if labels is None else np.asarray(labels)
+        if found.shape != (*found.shape[:-2], *tensor.shape[-2:]) or found.ndim != 2 + self.multi_label:
             size = tuple(tensor.shape[-2:])
             raise DataError(f"overlay: labels: found {found.shape}; the image is of {size} (height, width)")
         palette = np.array(self.palette, dtype=np.float32)
-        drawn = np.empty((*found.shape, 3), np.uint8)
+        height, width = found.shape[-2:]
+        drawn = np.empty((height, width, 3), np.uint8)
         # In bands, as mixing takes 60 bytes a pixel. Numbers in a unit of their own are scaled by the whole image.
-        step = len(found) if tensor.is_floating_point() else max(1, DRAWN_AT_ONCE // found.shape[1])
-        for top in range(0, len(found), step):
-            colors = palette[np.minimum(found[top : top + step], len(palette) - 1)]
-            mixed = (1 - alpha) * display_colors(tensor[:, top : top + step]) + alpha * colors
+        step = height if tensor.is_floating_point() else max(1, DRAWN_AT_ONCE // width)
+        for top in range(0, height, step):
+            band = found[..., top : top + step, :]
+            share: Any = alpha
+            colors: npt.NDArray[Any]
+            if self.multi_label:
+                colors, share = flag_colors(band, self.palette), alpha * np.asarray(band.any(0))[..., None]
+            else:
+                colors = palette[np.minimum(band, len(palette) - 1)]
+            mixed = (1 - share) * display_colors(tensor[:, top : top + step]) + share * colors
             drawn[top : top + step] = mixed.round().clip(0, 255)
         return Image.fromarray(drawn)
 
@@ -419,10 +430,6 @@ class Predictor:
 def black_of(normalizer: ImageNormalizer) -> Tensor:
     """A pixel of zeros after normalisation, one value a channel."""
     return -normalizer.mean * normalizer.scale
-
-
-def _colors(num_classes: int) -> tuple[Color, ...]:
-    return tuple(default_color(i) for i in range(num_classes))
 
 
 def _scores(scores: Tensor) -> npt.NDArray[np.float32]:

@@ -53,9 +53,15 @@ def reads_in_bands(predictor: Predictor, path: Path) -> bool:
     """Whether the labels of an image are made band by band: it is too large to be held, and of a kind that allows it.
 
     It is too large if it has more pixels than any image that is read as a whole, or if it alone takes more than
-    `max_memory`. Raises: `DataError` for a file that cannot be read.
+    `max_memory`. Labels of several classes of a pixel are not made so. Raises: `DataError` for a file that cannot be
+    read.
     """
-    if not predictor.network.gives_maps(predictor.head) or predictor.takes_clips or not reads_windows(path):
+    if (
+        predictor.multi_label
+        or not predictor.network.gives_maps(predictor.head)
+        or predictor.takes_clips
+        or not reads_windows(path)
+    ):
         return False
     height, width = raster_of(path).size
     if Image.MAX_IMAGE_PIXELS is not None and height * width > 2 * Image.MAX_IMAGE_PIXELS:

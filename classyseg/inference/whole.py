@@ -9,7 +9,7 @@ from torch import Tensor
 
 from classyseg.heads.classy_head import LOGITS
 from classyseg.inference.classy_protocol import ClassyProtocol, Found, Size, Wanted
-from classyseg.inference.finish import LABEL, at_size
+from classyseg.inference.finish import LABEL, at_size, label_bytes
 from classyseg.inference.memory import BudgetError
 from classyseg.inference.network import Network, Outputs
 from classyseg.inference.rows import FLOAT, Cost, Deferred, Rows, ScoresOfHead, ScoresOfLogits, TensorRows
@@ -59,7 +59,10 @@ class Whole(ClassyProtocol):
             elif item.kind == "labels":
                 chunk = min(scores, max(CHUNK_BYTES, FLOAT * pixels))
                 chunk = chunk if network.averages_logits(item.head) else 2 * scores
-                results, working = results + count * LABEL * pixels, max(working, chunk + (2 * LABEL + FLOAT) * pixels)
+                results, working = (
+                    results + count * label_bytes(network, item.head) * pixels,
+                    max(working, chunk + (2 * LABEL + FLOAT) * pixels),
+                )
         needed = max(running, kept + results + working)
         if needed > budget:
             raise BudgetError(

@@ -95,15 +95,33 @@ def argmax_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     return labels
 
 
-def scores_at(logits: Tensor, size: Sequence[int]) -> Tensor:
+def flags_at(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Whether each pixel has each class, (N, C, H, W) uint8 of 0 and 1: where logits resized to `size` (H, W) are >= 0.
+
+    These are sigmoids of a half and more. A few classes are resized at a time; in a traced graph all at once.
+    """
+    if torch.compiler.is_compiling():
+        return (resize_logits(logits, size) >= 0).to(torch.uint8)
+    logits = logits.detach().contiguous()
+    if tuple(logits.shape[2:]) == tuple(size):
+        return (logits >= 0).to(torch.uint8)
+    flags = torch.empty(*logits.shape[:2], *size, dtype=torch.uint8, device=logits.device)
+    room = _class_buffer(logits, size)
+    for image, found in zip(logits, flags, strict=True):
+        for first, resized in _class_chunks(image, room):
+            found[first : first + len(resized)] = resized >= 0
+    return flags
+
+
+def scores_at(logits: Tensor, size: Sequence[int], *, sigmoid: bool = False) -> Tensor:
     """Probabilities (N, C, H, W) float32: the softmax of logits (N, C, h, w) resized to `size` (H, W).
 
-    For a single class, the sigmoid. Nothing else of full size is held: the softmax is made in place, in bands of rows.
-    In a traced graph it is made at once.
+    For a single class, and with `sigmoid`, the sigmoid. Nothing else of full size is held: the softmax is made in
+    place, in bands of rows. In a traced graph it is made at once.
     """
     if torch.compiler.is_compiling():
         resized = resize_logits(logits.float(), size)
-        return resized.sigmoid() if logits.shape[1] == 1 else resized.softmax(1)
+        return resized.sigmoid() if sigmoid or logits.shape[1] == 1 else resized.softmax(1)
     logits = logits.detach().float().contiguous()
     num_classes, (height, width) = logits.shape[1], size
     scores = logits.new_empty(len(logits), num_classes, height, width)
@@ -113,7 +131,7 @@ def scores_at(logits: Tensor, size: Sequence[int]) -> Tensor:
             pass
         for start in range(0, height, band):
             rows = found[:, start : start + band]
-            rows.copy_(rows.sigmoid() if num_classes == 1 else rows.softmax(0))
+            rows.copy_(rows.sigmoid() if sigmoid or num_classes == 1 else rows.softmax(0))
     return scores
 
 

@@ -36,6 +36,11 @@ class ClassyMeter(Configurable, ABC):
 
     It may where only the order of the classes matters.
     """
+    takes_flags: bool = False
+    """Whether it takes masks of several classes of a pixel, (N, num_classes, H, W) integers of 1, 0 and `ignore_index`.
+
+    Labels are then flags, too, (N, num_classes, H, W) uint8.
+    """
     of_whole_images: bool = False
     """Whether it takes whole images alone: predictions (N,) or (N, num_classes), and classes (N,) or flags of each."""
     head: str | None = None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from classyseg.label_counts import confusion_matrix
-from classyseg.layers import argmax_at
+from classyseg.label_counts import confusion_matrix, flag_counts
+from classyseg.layers import argmax_at, flags_at
 from classyseg.meters.classy_meter import ClassyMeter, sum_of_job
 from classyseg.registry import METERS
 
@@ -32,10 +32,27 @@ def mean_over_classes(values: Mapping[str, float | None], absent: Absent) -> flo
     return float(np.mean(counted)) if counted else None
 
 
+class _Counts(NamedTuple):
+    """What is counted of each class (C,): `hits` are of it and predicted so, `true` of it, `predicted` predicted so.
+
+    `right` of all `valid` pixels are right. Where pixels have several classes, `right` and `valid` count their flags.
+    """
+
+    hits: Tensor
+    true: Tensor
+    predicted: Tensor
+    right: int
+    valid: int
+
+
 class _ConfusionMeter(ClassyMeter):
-    """Accumulates the confusion matrix of a phase on the device."""
+    """Accumulates the confusion matrix of a phase on the device.
+
+    Where pixels have several classes (`takes_flags`), it counts the pixels of each class by itself.
+    """
 
     best_is = "largest"
+    takes_flags = True
 
     def __init__(self, classes: Sequence[str], ignore_index: int, *, head: str | None = None) -> None:
         self.classes = tuple(classes)
@@ -44,19 +61,48 @@ class _ConfusionMeter(ClassyMeter):
         self.reset()
 
     def reset(self) -> None:
-        self.matrix = torch.zeros(len(self.classes), len(self.classes), dtype=torch.int64)
+        number = len(self.classes)
+        self.sums = torch.zeros(number + 4, number, dtype=torch.int64)
+        """The confusion matrix. Below it, of flags by class: hits, true, predicted and valid ones."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """The confusion matrix of this process."""
+        return self.sums[: len(self.classes)]
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        if prediction.is_floating_point():
-            prediction = argmax_at(prediction, target.shape[1:])
-        counts = confusion_matrix(prediction, target, len(self.classes), self.ignore_index)
-        self.matrix = self.matrix.to(counts.device) + counts
+        number = len(self.classes)
+        if target.dim() == 4:
+            if prediction.is_floating_point():
+                prediction = flags_at(prediction, target.shape[2:])
+            counts, rows = flag_counts(prediction, target, self.ignore_index), slice(number, None)
+        else:
+            if prediction.is_floating_point():
+                prediction = argmax_at(prediction, target.shape[1:])
+            counts, rows = confusion_matrix(prediction, target, number, self.ignore_index), slice(number)
+        self.sums = self.sums.to(counts.device)
+        self.sums[rows] += counts
 
     def total(self) -> Tensor:
         """The matrix of the whole job, on the host. Every process calls it."""
-        matrix = sum_of_job(self.matrix)
-        self.unseen_classes = [name for name, true in zip(self.classes, matrix.sum(1), strict=True) if not true]
-        return matrix
+        return self._totals()[0]
+
+    def counts(self) -> _Counts:
+        """The counts of the whole job, on the host. Every process calls it."""
+        matrix, flags = self._totals()
+        if not flags.any():
+            return _Counts(matrix.diag(), matrix.sum(1), matrix.sum(0), int(matrix.trace()), int(matrix.sum()))
+        hits, true, predicted, valid = flags
+        wrong = int((true + predicted - 2 * hits).sum())
+        return _Counts(hits, true, predicted, int(valid.sum()) - wrong, int(valid.sum()))
+
+    def _totals(self) -> tuple[Tensor, Tensor]:
+        """The matrix and the counts of flags of the whole job: a process that had no batch does not know the kind."""
+        whole = sum_of_job(self.sums)
+        matrix, flags = whole[: len(self.classes)], whole[len(self.classes) :]
+        true = matrix.sum(1) + flags[1]
+        self.unseen_classes = [name for name, pixels in zip(self.classes, true, strict=True) if not pixels]
+        return matrix, flags
 
 
 class _MeanOverClassesMeter(_ConfusionMeter):
@@ -82,7 +128,8 @@ class MeanIoUMeter(_MeanOverClassesMeter):
     zero` counts it as 0 (as PyTorch-Encoding does); its `iou` is null either way.
 
     The IoU of a class counts all valid pixels of the measured set: those of the class that are predicted so, divided by
-    those that are of the class or predicted so.
+    those that are of the class or predicted so. Where pixels have several classes (`multi_label`), each class is
+    counted by itself, and `pixel_accuracy` is the share of right flags.
 
     Args:
         absent: `zero` counts a class that is neither in the masks nor predicted as 0 in the mean (its `iou` is null
@@ -94,10 +141,9 @@ class MeanIoUMeter(_MeanOverClassesMeter):
     class_number_names = ("iou",)
 
     def compute(self) -> dict[str, Any]:
-        matrix = self.total()
-        union = matrix.sum(0) + matrix.sum(1) - matrix.diag()
-        values = self._by_class("iou", matrix.diag(), union)
-        return {"mean_iou": values["mean_iou"], "pixel_accuracy": _pixel_accuracy(matrix), "iou": values["iou"]}
+        found = self.counts()
+        values = self._by_class("iou", found.hits, found.predicted + found.true - found.hits)
+        return {"mean_iou": values["mean_iou"], "pixel_accuracy": _pixel_accuracy(found), "iou": values["iou"]}
 
 
 @METERS.register("dice")
@@ -116,8 +162,8 @@ class DiceMeter(_MeanOverClassesMeter):
     class_number_names = ("dice",)
 
     def compute(self) -> dict[str, Any]:
-        matrix = self.total()
-        return self._by_class("dice", 2 * matrix.diag(), matrix.sum(0) + matrix.sum(1))
+        found = self.counts()
+        return self._by_class("dice", 2 * found.hits, found.predicted + found.true)
 
 
 @METERS.register("class_accuracy")
@@ -135,8 +181,8 @@ class ClassAccuracyMeter(_MeanOverClassesMeter):
     class_number_names = ("class_accuracy",)
 
     def compute(self) -> dict[str, Any]:
-        matrix = self.total()
-        return self._by_class("class_accuracy", matrix.diag(), matrix.sum(1))
+        found = self.counts()
+        return self._by_class("class_accuracy", found.hits, found.true)
 
 
 @METERS.register("pixel_accuracy")
@@ -150,7 +196,7 @@ class PixelAccuracyMeter(_ConfusionMeter):
     number_names = ("pixel_accuracy",)
 
     def compute(self) -> dict[str, Any]:
-        return {"pixel_accuracy": _pixel_accuracy(self.total())}
+        return {"pixel_accuracy": _pixel_accuracy(self.counts())}
 
 
 @METERS.register("confusion_matrix")
@@ -165,6 +211,7 @@ class ConfusionMatrixMeter(_ConfusionMeter):
     """
 
     number_names = ()
+    takes_flags = False
 
     def compute(self) -> dict[str, Any]:
         return {"confusion_matrix": self.total().tolist()}
@@ -177,6 +224,5 @@ class ConfusionMatrixMeter(_ConfusionMeter):
         return {"confusion_matrix.csv": text.getvalue()}
 
 
-def _pixel_accuracy(matrix: Tensor) -> float | None:
-    right, valid = int(matrix.trace()), int(matrix.sum())
-    return right / valid if valid else None
+def _pixel_accuracy(found: _Counts) -> float | None:
+    return found.right / found.valid if found.valid else None

@@ -307,9 +307,13 @@ class ClassyModel(nn.Module, Configurable, ABC):
         raise ConfigError("model.heads", "found no head that works in eval mode; attach one without train_only")
 
     def set_multi_label(self, multi_label: bool) -> None:
-        """Tells all heads whether an image has several classes: see `ClassyHead.multi_label`."""
-        for name in self.heads:
-            self.head(name).multi_label = multi_label
+        """Tells all heads, those within others too, whether an image or a pixel has several classes.
+
+        See `ClassyHead.multi_label`.
+        """
+        for module in self.heads.modules():
+            if isinstance(module, ClassyHead):
+                module.multi_label = multi_label
 
     # -- running -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from classyseg.pictures import Labels, frames_of, png_bytes, shown_at, small
+from classyseg.pictures import Labels, frames_of, parts_of, png_bytes, shown_at, small
 from classyseg.structures import LabelMeaning
 
 MAX_CLASSES = 4095
@@ -37,15 +37,21 @@ class SmallSample(NamedTuple):
         return cls(_resized(shown_at(image, _size(label)), _size(small_label)), small_label, small_prediction)
 
     @classmethod
+    def of_flags(cls, image: Tensor, label: Tensor, prediction: Tensor, labels: LabelMeaning, size: int) -> SmallSample:
+        """Of maps of flags (C, H, W): image, label, prediction and errors in one photo, at most `size` pixels each."""
+        small_label, small_prediction = (small(part, size).numpy() for part in (label, prediction))
+        small_image = torch.from_numpy(_resized(shown_at(image, _size(label)), _size(small_label))).permute(2, 0, 1)
+        parts = parts_of(small_image, small_label, small_prediction, labels.ignore_index, labels.palette)
+        return cls(_in_a_row(parts), None, None)
+
+    @classmethod
     def of_whole(cls, image: Tensor, size: int) -> SmallSample:
         """Of an image (C, H, W), or of a clip (C, T, H, W), whose frames stand side by side."""
         frames = frames_of(image)
         height, width = frames[0].shape[:2]
         factor = min(1.0, size / max(height, len(frames) * width))
         small_size = max(1, round(height * factor)), max(1, round(width * factor))
-        parts = [_resized(frame, small_size) for frame in frames]
-        gap = np.full((small_size[0], GAP, 3), 255, np.uint8)
-        return cls(np.concatenate([part for frame in parts for part in (gap, frame)][1:], axis=1), None, None)
+        return cls(_in_a_row([_resized(frame, small_size) for frame in frames]), None, None)
 
     def encoded(self, labels: LabelMeaning) -> dict[str, Any]:
         """As plain values: the photo as JPEG, label and prediction in a PNG, in base64; the classes there."""
@@ -72,6 +78,12 @@ def _resized(picture: npt.NDArray[np.uint8], size: Sequence[int]) -> npt.NDArray
     if picture.shape[:2] == tuple(size):
         return picture
     return np.array(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX))
+
+
+def _in_a_row(parts: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
+    """Pictures of one size next to each other, with white gaps."""
+    gap = np.full((parts[0].shape[0], GAP, 3), 255, np.uint8)
+    return np.concatenate([part for picture in parts for part in (gap, picture)][1:], axis=1)
 
 
 def _size(values: Any) -> tuple[int, int]:

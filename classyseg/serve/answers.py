@@ -50,6 +50,10 @@ class Answers:
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         if predictor.takes_clips:
             raise ConfigError("serve: this model takes videos, and images are served; use `classyseg predict`")
+        if predictor.multi_label and predictor.network.gives_maps(predictor.head):
+            raise ConfigError(
+                "serve: this model gives several classes of a pixel, and answers hold one; use `classyseg predict`"
+            )
         if len(predictor.classes) > MAX_LABELS:
             raise ConfigError(f"serve: this model has {len(predictor.classes)} classes; accepted are {MAX_LABELS}")
         self.predictor, self.limits = predictor, limits

@@ -88,15 +88,23 @@ def check_labels(data: Data, meters: Sequence[ClassyMeter | None], problems: Pro
     for name, part in data.items():
         if part.facts.multi_label != first.facts.multi_label:
             found, wanted = ("several classes", "one") if part.facts.multi_label else ("one class", "several")
+            of = "image" if whole_images else "pixel"
             with problems.collected():
                 raise ConfigError(
-                    f"dataset.{name}", f"has {found} of each image; dataset.{first_name} has {wanted}; give both alike"
+                    f"dataset.{name}", f"has {found} of each {of}; dataset.{first_name} has {wanted}; give both alike"
                 )
     for i, meter in enumerate(meters):
         if meter is not None and meter.of_whole_images and not whole_images:
             with problems.collected():
                 raise ConfigError(f"meters[{i}]", f"{type(meter).__name__} counts whole images; this task has masks")
-        if first.facts.multi_label and meter is not None and meter.reads == "labels":
+        if first.facts.has_flags and meter is not None and not meter.takes_flags:
+            with problems.collected():
+                raise ConfigError(
+                    f"meters[{i}]",
+                    f"{type(meter).__name__} counts one class of each pixel; dataset.{first_name} has several "
+                    "(multi_label): take mean_iou, dice, class_accuracy or pixel_accuracy",
+                )
+        elif first.facts.multi_label and whole_images and meter is not None and meter.reads == "labels":
             with problems.collected():
                 raise ConfigError(
                     f"meters[{i}]",
@@ -178,7 +186,9 @@ def check_loss(data: Data, loss: ClassyLoss, problems: Problems) -> None:
             loss.check_num_classes(len(classes))
     for name, part in data.items():
         with problems.collected():
-            if part.facts.multi_label and not loss.takes_soft_targets:
+            if not part.facts.whole_images:
+                loss.check_flags(part.facts.has_flags)
+            elif part.facts.multi_label and not loss.takes_soft_targets:
                 raise ConfigError(
                     "loss", f"takes one class of each image; dataset.{name} has several: use 'binary_cross_entropy'"
                 )
@@ -190,12 +200,15 @@ def check_min_classes(name: str, facts: DataFacts, loss: ClassyLoss) -> None:
     """Raises: `ConfigError` for fewer classes than the loss can learn."""
     if not facts.classes or len(facts.classes) >= loss.min_classes:  # that there are none is another problem
         return
+    if facts.has_flags:  # a loss of flags learns one class, too; others are refused
+        return
     key = ".classes" if "classes" in facts.keys else ""
     raise ConfigError(
         f"dataset.{name}{key}",
         f"found one class, {shown(facts.classes[0])}, which cannot be learnt: a softmax over one class "
         "is always 1, so the loss is 0 and every pixel counts as right. Name the background, too, in every data set: "
-        f"{classes_line(with_more_classes(facts.classes, 2))}; masks of 0 and 255 then need label_map: {{255: 1}}",
+        f"{classes_line(with_more_classes(facts.classes, 2))}; masks of 0 and 255 then need label_map: {{255: 1}}. Or "
+        "say multi_label: true, with a loss of sigmoids, such as binary_cross_entropy or dice: one logit",
     )
 
 

@@ -74,7 +74,8 @@ def check_outputs(
         _check_head(name, model.head(name), outputs_of(outputs, name), num_classes, size)
     target = torch.empty(seen.images, *size, dtype=torch.int64, device="meta")
     if multi_label:
-        target = torch.empty(seen.images, num_classes, device="meta")
+        kind = torch.float32 if whole_images else torch.int64
+        target = torch.empty(seen.images, num_classes, *size, dtype=kind, device="meta")
     names = loss.names_read(outputs, target)
     read = {name.partition(".")[0] for name in names}
     for name in model.heads if trains else ():
@@ -102,12 +103,15 @@ def _check_head(
     A `size` of () means whole images.
     """
     wanted = "(N, H, W) and (N, {}, H, W)" if size else "(N,) and (N, {})"
-    if LOGITS not in own:
+    flags = (num_classes,) if size and head.multi_label else ()
+    if flags:
+        wanted = wanted.replace("(N, H", "(N, {0}, H", 1).replace("{}", "{0}")
+    if LOGITS not in own or (flags and type(head).labels is not ClassyHead.labels):
         # A head's own rules may need values: then its first step checks them.
         with within(f"model.heads.{name}"), contextlib.suppress(RuntimeError, NotImplementedError):
             labels, scores = head.labels(own, size), head.scores(own, size)
             count = len(next(iter(own.values())))
-            if labels.shape != (count, *size) or scores.shape != (count, num_classes, *size):
+            if labels.shape != (count, *flags, *size) or scores.shape != (count, num_classes, *size):
                 raise HeadOutputError(
                     f"{type(head).__name__} gives labels {_shape(labels)} and scores {_shape(scores)} for images at "
                     f"the size {size}; expected {wanted.format(num_classes)}"

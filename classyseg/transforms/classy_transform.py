@@ -39,6 +39,8 @@ class ClassyTransform(Configurable, ABC):
     """Whether images of integers stay integers. Images in floating point are not normalised any more."""
     needs_color: bool = False
     """Whether it takes only images of three channels of 8 bits."""
+    takes_flags: bool = False
+    """Whether masks may hold a flag of each class, (num_classes, H, W), which it moves as it moves one mask (H, W)."""
     fill: int = 0
     """The grey level (0 to 255) that it writes into images."""
 
@@ -71,11 +73,16 @@ class ClassyTransform(Configurable, ABC):
             return f"fills with {self.fill}, a grey level of 8 bits; accepted is fill: 0, the number"
         return ""
 
+    def refusal_of_flags(self) -> str:
+        """Why it cannot take masks with a flag of each class (`multi_label`); empty if it can."""
+        return "" if self.takes_flags else "does not say that it moves the masks of several classes (takes_flags)"
+
     @abstractmethod
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """The transformed `sample`: image (C, H, W) of the type it had, mask (H, W) uint8, or int64 for larger labels.
 
-        Types are uint8, uint16, and float32 for `bits: 32` or after `normalize`.
+        With `takes_flags` the mask may be (num_classes, H, W): 1, 0 or `ignore_index` for each class. Types of images
+        are uint8, uint16, and float32 for `bits: 32` or after `normalize`.
 
         Everything random is drawn from `generator`, which depends on (seed, epoch, index) alone.
         """
@@ -114,6 +121,16 @@ def check_numbers(transforms: Sequence[ClassyTransform], bits: int | None) -> No
                 f"transforms[{i}]",
                 f"found {type(transform).__name__} for images of `bits: 32`, which are numbers in a "
                 f"unit of their own; it {refusal}",
+            )
+
+
+def check_flags(transforms: Sequence[ClassyTransform], flags: bool) -> None:
+    """Raises: `ConfigError` for transforms that cannot take masks with a flag of each class, if there are `flags`."""
+    for i, transform in enumerate(transforms if flags else ()):
+        if refusal := transform.refusal_of_flags():
+            raise ConfigError(
+                f"transforms[{i}]",
+                f"found {type(transform).__name__} for masks with a flag for each class (multi_label); it {refusal}",
             )
 
 

@@ -145,6 +145,7 @@ class ColorJitter(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
     needs_color = True
 
     def __init__(
@@ -192,6 +193,7 @@ class PhotometricDistortion(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
     needs_color = True
 
     def __init__(
@@ -243,6 +245,7 @@ class Lighting(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
     needs_color = True
 
     VALUES = (0.2175, 0.0188, 0.0045)
@@ -270,6 +273,7 @@ class GaussianBlur(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -306,6 +310,7 @@ class Normalize(ClassyTransform):
     """
 
     keeps_size = True
+    takes_flags = True
 
     def __init__(
         self,

@@ -99,6 +99,7 @@ class RandomScaleCrop(ClassyTransform):
     """
 
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -132,7 +133,7 @@ class RandomScaleCrop(ClassyTransform):
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "random_scale_crop")
-        height, width = sample.target.shape
+        height, width = sample.target.shape[-2:]
         scale = uniform(generator, *self.scale) * self.fitting.factor(height, width)
         on_class = self.class_share > 0 and uniform(generator, 0, 1) < self.class_share
         least = self.min_pixels / scale**2
@@ -149,6 +150,12 @@ class RandomScaleCrop(ClassyTransform):
         right = self.size[1] - columns.out_size - columns.before
         bottom = self.size[0] - rows.out_size - rows.before
         return pad_sample(cropped, columns.before, rows.before, right, bottom, self.fill, self.ignore_index)
+
+    def refusal_of_flags(self) -> str:
+        asked = {"max_class_fraction": self.max_class_fraction < 1, "class_share": self.class_share > 0}
+        for key in (key for key, is_asked in {**asked, "min_pixels": self.min_pixels > 0}.items() if is_asked):
+            return f"asks for the one class of a pixel ({key}); leave that out"
+        return super().refusal_of_flags()
 
     def _accepts(self, mask: Tensor, label: int | None) -> bool:
         """Whether the window `mask`, which was drawn around a pixel of `label` if there is one, need not be drawn
@@ -231,6 +238,7 @@ class CenterCrop(ClassyTransform):
     """
 
     keeps_type = True
+    takes_flags = True
 
     def __init__(self, ignore_index: int = 255, *, size: Box, fill: Grey = 0) -> None:
         super().__init__(ignore_index)
@@ -242,7 +250,7 @@ class CenterCrop(ClassyTransform):
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "center_crop")
-        lengths = tuple(sample.target.shape)
+        lengths = tuple(sample.target.shape[-2:])
         inner = [min(length, side) for length, side in zip(lengths, self.size, strict=True)]
         start = [round((length - side) / 2) for length, side in zip(lengths, inner, strict=True)]
         before = [(side - length) // 2 for side, length in zip(self.size, inner, strict=True)]

@@ -69,6 +69,7 @@ class SyncResizeCrop(ClassyTransform):
     """
 
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class SyncResizeCrop(ClassyTransform):
             sample = mirrored(sample, -1)
         shortest, longest = (max(1, int(self.base_size * factor)) for factor in self.scale)
         longer = draws.randint(shortest, longest)
-        height, width = sample.target.shape
+        height, width = sample.target.shape[-2:]
         if height > width:
             size = (longer, max(1, int(width * longer / height + 0.5)))
         else:
@@ -107,7 +108,7 @@ class SyncResizeCrop(ClassyTransform):
         left = draws.randint(0, max(0, size[1] - self.crop_size))
         top = draws.randint(0, max(0, size[0] - self.crop_size))
         window = _resized_window(sample, size, top, left, self.crop_size, self.interpolation)
-        bottom, right = (self.crop_size - side for side in window.target.shape)
+        bottom, right = (self.crop_size - side for side in window.target.shape[-2:])
         return pad_sample(window, 0, 0, right, bottom, self.fill, self.ignore_index)
 
 
@@ -125,6 +126,7 @@ class ResizeCenterCrop(ClassyTransform):
     """
 
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self, ignore_index: int = 255, *, crop_size: Side = 480, interpolation: Interpolation = "bilinear"
@@ -141,7 +143,7 @@ class ResizeCenterCrop(ClassyTransform):
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "resize_center_crop")
-        height, width = sample.target.shape
+        height, width = sample.target.shape[-2:]
         if width > height:
             size = (self.crop_size, int(width * self.crop_size / height))
         else:
@@ -157,7 +159,7 @@ def _resized_window(
 
     All of the image is resized: resizing only a box would round differently in Pillow.
     """
-    height, width = sample.target.shape
+    height, width = sample.target.shape[-2:]
     rows, columns = slice(top, top + side), slice(left, left + side)
     mask = take(sample.target, nearest_indices(height, size[0])[rows], nearest_indices(width, size[1])[columns])
     image = torch.stack([_resized(channel, size, interpolation)[rows, columns] for channel in sample.image])

@@ -38,6 +38,7 @@ class RandomErasing(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -73,14 +74,14 @@ class RandomErasing(ClassyTransform):
         image, mask = sample.image.clone(), sample.target.clone()
         levels = 65536 if image.dtype == torch.uint16 else 256
         for _ in range(self.count):
-            rows, columns = self._rectangle(generator, *mask.shape)
+            rows, columns = self._rectangle(generator, *mask.shape[-2:])
             erased = image[:, rows, columns]
             if self.noise:
                 erased.copy_(torch.randint(0, levels, erased.shape, generator=generator))
             else:
                 erased.fill_(fill_of(sample, self.fill))
             if self.ignore:
-                mask[rows, columns] = self.ignore_index
+                mask[..., rows, columns] = self.ignore_index
         return sample.replace(image=image, target=mask)
 
     def _rectangle(self, generator: torch.Generator, height: int, width: int) -> tuple[slice, slice]:

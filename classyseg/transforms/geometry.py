@@ -32,6 +32,7 @@ from classyseg.transforms.pixels import (
 
 class _Flip(ClassyTransform):
     keeps_size = True
+    takes_flags = True
     keeps_type = True
     axis: int
 
@@ -91,6 +92,7 @@ class Resize(ClassyTransform):
     """
 
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -146,6 +148,7 @@ class RandomResize(ClassyTransform):
     """
 
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -169,7 +172,7 @@ class RandomResize(ClassyTransform):
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         require_aligned(sample, "random_resize")
-        height, width = sample.target.shape
+        height, width = sample.target.shape[-2:]
         factor = self.fittings[randint(generator, 0, len(self.fittings) - 1)].factor(height, width)
         if self.scale is not None:
             factor *= uniform(generator, *self.scale)
@@ -193,6 +196,7 @@ class Pad(ClassyTransform):
     """
 
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -248,6 +252,7 @@ class RandomRotation(ClassyTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,

@@ -107,6 +107,7 @@ class CutMix(PairTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
 
     def __init__(self, ignore_index: int = 255, *, alpha: Alpha = 1.0, probability: Share = 0.5) -> None:
         super().__init__(ignore_index)
@@ -184,6 +185,9 @@ class MixUp(PairTransform):
     def gives_soft_targets(self, whole_images: bool) -> bool:
         return True
 
+    def refusal_of_flags(self) -> str:
+        return "gives shares of classes, which are no flags; use cut_mix or copy_paste"
+
     def mix(self, sample: Sample, generator: torch.Generator, draw: Callable[[], Sample], num_classes: int) -> Sample:
         if uniform(generator, 0, 1) >= self.probability:
             return sample.replace(target=as_shares(sample.target, num_classes, self.ignore_index))
@@ -215,6 +219,9 @@ class CopyPaste(PairTransform):
           - {name: copy_paste, classes: [1, 2], scale: [0.5, 1.5], region_share: 0.5, blend: 1.0}
     ```
 
+    Where pixels have several classes (`multi_label`), those that have one of the chosen classes are pasted, with all
+    their flags.
+
     Source: Ghiasi et al., "Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation", CVPR
     2021; random halves of the classes: Olsson et al., "ClassMix", WACV 2021.
 
@@ -230,6 +237,7 @@ class CopyPaste(PairTransform):
 
     keeps_size = True
     keeps_type = True
+    takes_flags = True
 
     def __init__(
         self,
@@ -258,17 +266,18 @@ class CopyPaste(PairTransform):
             return sample
         other = draw()
         require_one_size(sample, other, "copy_paste")
-        if any(each.target.dim() != 2 for each in (sample, other)):
+        flags = sample.has_flags and other.has_flags
+        if not flags and any(each.target.dim() != 2 for each in (sample, other)):
             raise ConfigError(
                 f"{sample.name}: 'copy_paste' needs masks of labels: not images of one class, nor shares, which "
                 "'mix_up' gives; put it before"
             )
         if self.scale is not None:
-            height, width = other.target.shape
+            height, width = other.target.shape[-2:]
             other = RandomScaleCrop(self.ignore_index, size=(height, width), scale=self.scale)(other, generator)
-        labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target)
-        pasted = torch.isin(other.target, labels)
-        if self.scale is not None:
+        labels = torch.tensor(self.classes) if self.classes is not None else self._half(generator, other.target, flags)
+        pasted = (other.target[labels] == 1).any(0) if flags else torch.isin(other.target, labels)
+        if self.scale is not None and not flags:
             pasted &= ~is_ignored(other.target, self.ignore_index)  # the border of a smaller image
         if self.region_share < 1 or self.min_pixels > 1:
             pasted = self._some_regions(generator, other.target, pasted)
@@ -276,6 +285,11 @@ class CopyPaste(PairTransform):
             image=self._over(other.image, sample.image, pasted),
             target=torch.where(pasted, other.target, sample.target),
         )
+
+    def refusal_of_flags(self) -> str:
+        if self.region_share < 1 or self.min_pixels > 1:
+            return "pastes regions of one label (region_share, min_pixels); leave these out"
+        return super().refusal_of_flags()
 
     def _some_regions(self, generator: torch.Generator, mask: Tensor, pasted: Tensor) -> Tensor:
         """The pixels of `pasted` in regions that are drawn and large enough."""
@@ -291,7 +305,10 @@ class CopyPaste(PairTransform):
         mixed = share * image.float() + (1 - share) * other.float()
         return (mixed if other.is_floating_point() else mixed.round_()).to(other.dtype)
 
-    def _half(self, generator: torch.Generator, mask: Tensor) -> Tensor:
+    def _half(self, generator: torch.Generator, mask: Tensor, flags: bool) -> Tensor:
         """A random half of the labels in `mask`, rounded up."""
-        labels = mask[mask != self.ignore_index].unique()
+        if flags:
+            labels = (mask == 1).flatten(1).any(1).nonzero()[:, 0]
+        else:
+            labels = mask[mask != self.ignore_index].unique()
         return labels[torch.randperm(len(labels), generator=generator)[: -(-len(labels) // 2)]]

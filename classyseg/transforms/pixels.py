@@ -47,10 +47,10 @@ def in_order(place: str, bounds: tuple[float, float]) -> tuple[float, float]:
 def require_aligned(sample: Sample, transform: str) -> None:
     """Raises: `ConfigError` when pixels of image and mask do not correspond, which `transform` needs."""
     height, width = sample.image.shape[-2:]
-    if (height, width) != tuple(sample.target.shape):
+    if (height, width) != tuple(sample.target.shape[-2:]):
         raise ConfigError(
             f"{sample.name}: '{transform}' found an image of {height} x {width} and a mask of "
-            f"{sample.target.shape[0]} x {sample.target.shape[1]} pixels; put the `image_only` resize last"
+            f"{sample.target.shape[-2]} x {sample.target.shape[-1]} pixels; put the `image_only` resize last"
         )
 
 
@@ -101,19 +101,19 @@ def nearest_indices(length: int, out_length: int) -> Indices:
 
 
 def take(mask: Tensor, rows: Indices, columns: Indices) -> Tensor:
-    """The mask (H, W) at `rows` and `columns`, which rise and lie inside, in a third of torch's time."""
-    window = mask.numpy()[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    """The mask (..., H, W) at `rows` and `columns`, which rise and lie inside, in a third of torch's time."""
+    window = mask.numpy()[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     rows, columns = rows - rows[0], columns - columns[0]
-    if len(window) < len(rows):  # taking columns costs more than taking rows
-        return torch.from_numpy(window.take(columns, 1, mode="clip")[rows])
-    return torch.from_numpy(window[rows].take(columns, 1, mode="clip"))
+    if window.shape[-2] < len(rows):  # taking columns costs more than taking rows
+        return torch.from_numpy(window.take(columns, -1, mode="clip")[..., rows, :])
+    return torch.from_numpy(window[..., rows, :].take(columns, -1, mode="clip"))
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """(H, W) at `size`, each pixel the label nearest to its centre, as Pillow finds it."""
-    if size == tuple(mask.shape):
+    """(..., H, W) at `size`, each pixel the label nearest to its centre, as Pillow finds it."""
+    if size == tuple(mask.shape[-2:]):
         return mask
-    return take(mask, nearest_indices(mask.shape[0], size[0]), nearest_indices(mask.shape[1], size[1]))
+    return take(mask, nearest_indices(mask.shape[-2], size[0]), nearest_indices(mask.shape[-1], size[1]))
 
 
 def fill_of(sample: Sample, fill: int) -> int:
@@ -143,7 +143,7 @@ def crop_sample(sample: Sample, top: int, left: int, height: int, width: int) ->
     """The window of `sample`, which must lie inside."""
     return sample.replace(
         image=sample.image[:, top : top + height, left : left + width],
-        target=sample.target[top : top + height, left : left + width],
+        target=sample.target[..., top : top + height, left : left + width],
     )
 
 
@@ -154,7 +154,7 @@ def warp_sample(sample: Sample, matrix: Matrix, shift: tuple[float, float], fill
     (a, b, c, d) and `shift` (dx, dy) in pixels. Pixels from outside are `fill` and ignored; other pixels are not mixed
     with `fill`.
     """
-    height, width = sample.target.shape
+    height, width = sample.target.shape[-2:]
     y = torch.arange(height, dtype=torch.float32)[:, None] - (height - 1) / 2
     x = torch.arange(width, dtype=torch.float32)[None] - (width - 1) / 2
     a, b, c, d = matrix
@@ -162,7 +162,7 @@ def warp_sample(sample: Sample, matrix: Matrix, shift: tuple[float, float], fill
     row = c * x + d * y + (shift[1] + (height - 1) / 2)
     nearest_column, nearest_row = (column + 0.5).floor().long(), (row + 0.5).floor().long()
     outside = (nearest_column < 0) | (nearest_column >= width) | (nearest_row < 0) | (nearest_row >= height)
-    mask = sample.target[nearest_row.clamp_(0, height - 1), nearest_column.clamp_(0, width - 1)]
+    mask = sample.target[..., nearest_row.clamp_(0, height - 1), nearest_column.clamp_(0, width - 1)]
     grid = torch.stack([(2 * column + 1) / width - 1, (2 * row + 1) / height - 1], dim=-1)[None]
     image = sample.image
     moved = grid_sample(image[None].float(), grid, mode="bilinear", padding_mode="border", align_corners=False)[0]

@@ -170,13 +170,14 @@ def apply_operation(sample: Sample, operation: str, level: float, fill: int, ign
     """`sample` after one operation of strength `level`; what comes from outside is `fill` and ignored."""
     if operation in VALUES:
         return sample.replace(image=VALUES[operation](sample.image, level))
-    height, width = sample.target.shape
+    height, width = sample.target.shape[-2:]
     return warp_sample(sample, *MOVES[operation](level, height, width), fill, ignore_index)
 
 
 class _Policy(ClassyTransform):
     keeps_size = True
     keeps_type = True
+    takes_flags = True
     needs_color = True
 
     def __init__(self, ignore_index: int, name: str, fill: int) -> None:

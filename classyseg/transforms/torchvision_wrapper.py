@@ -118,6 +118,8 @@ class TorchvisionTransform(ClassyTransform):
         arguments: Its arguments by name, checked against its signature when the config is checked.
     """
 
+    takes_flags = True
+
     def __init__(self, ignore_index: int = 255, *, transform: Text, arguments: dict[str, Any] | None = None) -> None:
         super().__init__(ignore_index)
         known = known_transforms()

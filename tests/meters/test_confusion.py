@@ -139,7 +139,7 @@ def test_the_accuracy_of_nothing_is_null() -> None:
 
 def test_counts_are_exact_beyond_what_float32_holds() -> None:
     meter = mean_iou()
-    meter.matrix = torch.full((3, 3), 2**24, dtype=torch.int64)
+    meter.matrix.fill_(2**24)
     update(meter, [[0]], [[0]])
     assert meter.matrix.dtype == torch.int64
     assert int(meter.matrix.sum()) == 9 * 2**24 + 1

@@ -36,6 +36,7 @@ from classyseg.datasets.files.headers import (
     webp_header,
 )
 from classyseg.datasets.files.mask_rules import (
+    check_mask_of_channels,
     check_mask_of_colors,
     check_mask_of_values,
     color_numbers,
@@ -325,6 +326,30 @@ def read_mask_values(source: Source) -> npt.NDArray[Any]:
     with _opened(source) as stored:
         check_mask_of_values(path, stored.header, stored.turned)
         return mask_values(path, stored.samples()[..., 0])
+
+
+def read_mask_channels(path: Path) -> npt.NDArray[Any]:
+    """All channels of a mask, (channels, H, W), as the numbers that the file holds; they are never scaled.
+
+    Of `.npy`, (H, W) or (H, W, channels), of TIFF, and of PNG with up to four channels of 8 bits. Raises: `DataError`
+    as `read_mask_values`.
+    """
+    if _is_array(path):
+        with naming(path):
+            values = np.array(np.lib.format.open_memmap(path, mode="r"))  # mapped first: a header may promise any size
+        if values.ndim not in (2, 3) or values.dtype.kind not in "buif" or not values.size:
+            raise DataError(f"an array of {values.shape} {values.dtype}; accepted: (H, W, channels)", file=path)
+        values = values.astype(np.uint8 if values.dtype.kind == "b" else values.dtype.newbyteorder("="))
+    else:
+        with _opened(path) as stored:
+            header = stored.header
+            if header.bands == 1:
+                return read_mask_values(path)[None]
+            check_mask_of_channels(path, header, stored.turned)
+            values = np.asarray(stored.image) if stored.image is not None else stored.samples()
+            if values.shape[2:] != (header.bands,) or (stored.image is not None and header.bits != 8):
+                raise DataError(f"a mask that is {header}, of which Pillow would lose something; write .npy", file=path)
+    return mask_values(path, np.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1)))
 
 
 def read_colors(path: Path) -> npt.NDArray[np.int32]:

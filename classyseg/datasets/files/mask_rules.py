@@ -17,7 +17,7 @@ MAX_WHOLE = 2**53
 
 def check_mask_of_values(path: Path | str, header: Header, turned: int) -> None:
     """Raises: `DataError` unless a file is of numbers that may be labels."""
-    _check_mask(path, header, turned)
+    check_mask_of_channels(path, header, turned)
     if header.colors == "grey with 0 as white":
         raise DataError(
             "a mask in which 0 means white: viewers invert it, so nobody knows which numbers are meant; "
@@ -68,7 +68,7 @@ def holds_colors(header: Header) -> bool:
 
 def check_mask_of_colors(path: Path | str, header: Header, turned: int) -> None:
     """Raises: `DataError` unless a file is of colours of 8 bits."""
-    _check_mask(path, header, turned)
+    check_mask_of_channels(path, header, turned)
     if not holds_colors(header):
         raise DataError(
             f"a mask that is {header}; accepted here are masks of colours (RGB of 8 bits a channel, or a palette)",
@@ -82,7 +82,8 @@ def color_numbers(colors: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
 
 
-def _check_mask(path: Path | str, header: Header, turned: int) -> None:
+def check_mask_of_channels(path: Path | str, header: Header, turned: int) -> None:
+    """Raises: `DataError` for a file of values that a mask may not lie in, whatever its channels are."""
     if header.lossy:
         raise DataError(
             f"a mask stored as {header.lossy}, which changes labels; accepted are lossless index images, such as PNG",

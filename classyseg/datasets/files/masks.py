@@ -96,7 +96,8 @@ class MaskFiles(ClassyDataset):
         path, mask = self.pairs[index]
         image = self.load_image(index)
         if mask is None:
-            return Sample(image, torch.full(image.shape[-2:], self.ignore_index), str(path))
+            channels = (self.num_classes,) if self.has_flags else ()
+            return Sample(image, torch.full((*channels, *image.shape[-2:]), self.ignore_index), str(path))
         return Sample(image, self.load_target(index), str(mask))
 
     def files(self, index: int) -> tuple[Path, ...]:

@@ -83,17 +83,25 @@ def report_fault(kind: str, message: str, files: Sequence[str]) -> None:
 
 
 def matched_pairs(
-    images: Path, masks: Path, mask_suffix: str = "", *, image_suffix: str = "", nested: bool = False
+    images: Path,
+    masks: Path,
+    mask_suffix: str = "",
+    *,
+    image_suffix: str = "",
+    nested: bool = False,
+    mask_suffixes: tuple[str, ...] = MASK_SUFFIXES,
+    longer: Sequence[str] = (),
 ) -> list[Pair]:
     """The image files of a folder with their masks, in the order of their names.
 
     `NAME{image_suffix}.jpg` belongs to `NAME{mask_suffix}.png`. `nested` searches subfolders, which must be the same on
-    both sides. If a suffix is given, files without it are skipped. In one folder of images and masks, those with the
-    mask's suffix are no images. Raises: `DataError` for an empty folder, an image
-    without a mask, a mask without an image, two files with one name, and a folder that may not be read.
+    both sides. If a suffix is given, files without it are skipped, and so are those with one of the `longer` ones,
+    which other masks have. In one folder of images and masks, those with the mask's suffix are no images. Raises:
+    `DataError` for an empty folder, an image without a mask, a mask without an image, two files with one name, and a
+    folder that may not be read.
     """
     by_name = _images_of(images, masks, mask_suffix, image_suffix, nested=nested)
-    masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
+    masks_by_name = files_by_name(masks, mask_suffixes, "mask", mask_suffix, nested=nested, longer=longer)
     partners = _partners(by_name, masks_by_name, masks, f"NAME{image_suffix}.jpg is NAME{mask_suffix}.png")
     used = {*partners.values()}
     unused = [str(path) for name, path in masks_by_name.items() if name not in used]
@@ -163,7 +171,14 @@ def pairs_by_name(
 
 
 def chosen_pairs(
-    names: Path, images: Path, masks: Path | None, mask_suffix: str = "", *, nested: bool = False
+    names: Path,
+    images: Path,
+    masks: Path | None,
+    mask_suffix: str = "",
+    *,
+    nested: bool = False,
+    mask_suffixes: tuple[str, ...] = MASK_SUFFIXES,
+    longer: Sequence[str] = (),
 ) -> list[ImageAndMask]:
     """The pairs of `matched_pairs` that a list names, in the order of the list. Other files are left out.
 
@@ -193,7 +208,7 @@ def chosen_pairs(
         report_fault("listed_twice", f"{names}: names {listed(twice, limit=5)} more than once", twice)
     if masks is None:
         return [(by_name[name], None) for name in counts]
-    masks_by_name = files_by_name(masks, MASK_SUFFIXES, "mask", mask_suffix, nested=nested)
+    masks_by_name = files_by_name(masks, mask_suffixes, "mask", mask_suffix, nested=nested, longer=longer)
     taken = {name: by_name[name] for name in counts}
     partners = _partners(taken, masks_by_name, masks, f"NAME.jpg is NAME{mask_suffix}.png")
     return [(by_name[name], masks_by_name[partners[name]]) for name in counts if name in partners]
@@ -283,12 +298,23 @@ def _rows_of_split(table: Path, rows: Sequence[Row], split: str | None) -> list[
 
 
 def files_by_name(
-    folder: Path, suffixes: tuple[str, ...], what: str, ending: str = "", *, nested: bool = False
+    folder: Path,
+    suffixes: tuple[str, ...],
+    what: str,
+    ending: str = "",
+    *,
+    nested: bool = False,
+    longer: Sequence[str] = (),
 ) -> dict[str, Path]:
-    """The files `NAME{ending}.SUFFIX` of a folder, by NAME; with `nested`, NAME includes subfolders."""
+    """The files `NAME{ending}.SUFFIX` of a folder, by NAME; with `nested`, NAME includes subfolders.
+
+    Files whose names end in one of the `longer` endings are passed over.
+    """
     found: dict[str, Path] = {}
     for path in _walk(folder, suffixes, nested):
         name = path.relative_to(folder).with_suffix("").as_posix()
+        if any(normal(name).endswith(normal(other)) for other in longer):
+            continue
         if not name.endswith(ending):
             if not normal(name).endswith(normal(ending)):
                 continue

@@ -181,6 +181,8 @@ class FinishedHead(ClassyHead):
 
     def labels(self, outputs: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
         found = self._of_size(outputs, size)
+        if self.multi_label and not self.facts.whole_images:
+            return found.to(torch.uint8) if self.facts.output_kind == "labels" else (found >= 0.5).to(torch.uint8)
         if self.facts.output_kind == "labels":
             return found.long()
         if self.multi_label:
