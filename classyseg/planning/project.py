@@ -73,6 +73,7 @@ def plan(
     log.info("%d images to train on, %d to validate; measuring a short training", facts.num_train, facts.num_val)
     situation = decide(facts)
     result = _measure(part, situation)
+    log.info("a step takes %.2g s, a validated image %.2g s, the start %.2g s", result.step, result.val, result.start)
     length = length_of(facts, result)
     config = config_of(part.sets, situation, result.batch_size, length)
     text = _heading(part, facts) + commented(config, reasons_of(situation, result, length))
