@@ -155,7 +155,14 @@ def test_a_folder_without_files_is_named(tmp_path: Path, kind: str) -> None:
         folder(tmp_path)
 
 
-@pytest.mark.parametrize("options", [{}, {"mask_suffix": "_mask"}, {"nested": True}])
+def test_an_image_without_its_suffixed_mask_in_one_folder_is_not_its_own_mask(tmp_path: Path) -> None:
+    image, _ = pair(tmp_path)
+    place = str(image.parent)
+    with pytest.raises(DataError, match=r"images: found no mask file; accepted: _mask\.png"):
+        folder(tmp_path, images=place, masks=place, mask_suffix="_mask")
+
+
+@pytest.mark.parametrize("options", [{}, {"nested": True}])
 def test_images_are_not_taken_for_their_own_masks(tmp_path: Path, options: dict[str, Any]) -> None:
     pair(tmp_path)
     for name in ("images", "masks"):

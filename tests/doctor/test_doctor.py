@@ -399,7 +399,7 @@ def test_the_page_of_the_doctor_lists_every_kind_of_finding() -> None:
     planted = {fault.kind: fault.severity for fault in FAULTS.values()}
     others = {"missing_file", "listed_twice", "sample_unreadable", "other_classes"}
     others |= {"video_unreadable", "unknown_classes", "empty_class"}  # of images and clips with one class
-    others |= {"no_labels", "mapped_to_one", "flags_0_255", "no_flags"}
+    others |= {"no_labels", "mapped_to_one", "flags_0_255", "no_flags", "annotation_wrong"}
     warnings = {"no_class", "short_video"}
     assert documented == planted | dict.fromkeys(others, "fault") | dict.fromkeys(warnings, "warning")
     assert documented.keys() >= PROBLEMS.keys() | PAIR_MENDS.keys()
