@@ -1,7 +1,7 @@
 """The rules of a plan: for each value of a config the first row of a table whose condition holds, and its reason.
 
 Everything here is a pure function of `ProjectFacts` and of values that stand above in the table. To change a default,
-change a row: `benchmarks/ten_minutes.py` measures what that does.
+change a row.
 """
 
 from __future__ import annotations
