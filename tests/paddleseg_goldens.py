@@ -24,19 +24,25 @@ def entries(start: str) -> list[Any]:
     ]
 
 
-def assert_golden_shapes(entry: str, **config: Any) -> ClassyModel:
-    """The recorded network `entry` has the size of the one that its name, in lower snake case, and `config` build.
+def assert_golden_size(entry: str, **config: Any) -> ClassyModel:
+    """The recorded network `entry` has the parameters and blocks of what its name and `config` build: on `meta`.
 
-    Returns it on the meta device.
+    Its name here is that of the entry in lower snake case.
     """
     recorded = golden("paddleseg", entry)
     model = on_meta(entry.split("/")[0].lower().replace("mobilenetv3", "mobilenet_v3"), **config)
     assert parameters(model) == recorded["trainable_params"]
     assert [block.channels for block in model.blocks.values()] == recorded["feat_channels"]
     assert [block.stride for block in model.blocks.values()] == recorded["out_strides"]
-    for size, shapes in recorded["feature_shapes"].items():
-        image = torch.empty([int(side) for side in size.split("x")], device="meta")
-        assert [list(feature.shape) for feature in model.forward_features(image).values()] == shapes
+    return model
+
+
+def assert_golden_shapes(entry: str, **config: Any) -> ClassyModel:
+    """As `assert_golden_size`; and its features have the recorded shapes, at one size."""
+    model = assert_golden_size(entry, **config).eval()
+    size, shapes = list(golden("paddleseg", entry)["feature_shapes"].items())[-1]
+    image = torch.empty([int(side) for side in size.split("x")], device="meta")
+    assert [list(feature.shape) for feature in model.forward_features(image).values()] == shapes
     return model
 
 
@@ -46,12 +52,13 @@ def assert_golden(entry: str, library: str = "paddleseg", **config: Any) -> None
     Large networks are run at one of the recorded sizes.
     """
     recorded = golden("paddleseg", entry)
-    model = load_paddle(assert_golden_shapes(entry, **config), library)
+    model = load_paddle(assert_golden_size(entry, **config), library)
     sizes = list(recorded["fingerprint"].items())
     for size, fingerprints in sizes[:1] if parameters(model) > SLOW_PARAMETERS else sizes:
         height, width = (int(side) for side in size.split("x")[2:])
         with torch.no_grad():
             features = list(model.forward_features(drawn_input(height, width)).values())
+        assert [list(feature.shape) for feature in features] == recorded["feature_shapes"][size]
         for feature, fingerprint in zip(features, fingerprints, strict=True):
             assert_fingerprint(feature, fingerprint)
 

@@ -104,7 +104,7 @@ def timm_classification_maps(model: ClassyModel, branches: list[Tensor]) -> list
 @pytest.mark.parametrize("name", [name for name in TIMMS if PARAMETERS[name] > WIDE])
 def test_wide_branches_have_timms_shapes_and_the_names_of_narrow_ones(name: str) -> None:
     shapes = golden("timm", name)["features_only"]["os32"]["shapes"]
-    model = on_meta(name, **TIMM)
+    model = on_meta(name, **TIMM).eval()
     assert same_names(model, on_meta("hrnet_w18", **TIMM))
     features = model.extract_features(torch.empty(1, 3, 256, 256, device="meta"))
     assert [list(features[f"branch{i}"].shape[2:]) for i in range(1, 5)] == [shape[2:] for shape in shapes[1:]]
