@@ -47,6 +47,7 @@ def test_a_project_passes_all_checks_without_a_word_and_trains(
     assert main(["data", "check", config, "--workers", "0"]) == 0
     assert capsys.readouterr().out.endswith("0 faults, 0 warnings\n")
     short = ["num_steps=4", "val_every_steps=4", "hooks=[]", "runtime.workers=0", "runtime.precision=float32"]
+    short += ["optimizer.schedule={name: polynomial}"]  # the planned warm-up is as long as the plan
     assert main(["train", config, "--output", str(tmp_path / "run"), *short]) == 0
     labels = classyseg.load(tmp_path / "run").predict(str(data / "images" / "a.png"))
     assert labels.shape == SIZE
