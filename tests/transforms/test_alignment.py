@@ -183,7 +183,9 @@ def test_all_frames_of_a_clip_are_transformed_as_one_image_and_its_class_is_kept
         assert torch.equal(frames.target, label)
 
 
-@pytest.mark.parametrize("config", [case for case in cases() if case not in PLAIN and not str(case.id).startswith("copy_paste")])
+@pytest.mark.parametrize(
+    "config", [case for case in cases() if case not in PLAIN and not str(case.id).startswith("copy_paste")]
+)
 def test_clips_are_mixed_as_one_image(config: dict[str, Any]) -> None:
     transform = build(config)
     assert isinstance(transform, PairTransform)
