@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trainer import Time, now, since
 
 from classyseg import Trainer, build_task
 from classyseg.config import load_config
@@ -68,19 +69,6 @@ def shapes_config(model: dict[str, Any], batch: int, side: int = SIDE) -> dict[s
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
-
-
-Time = tuple[float, float]
-
-
-def now() -> Time:
-    """Wall time and the processor time of all threads of this process."""
-    return time.perf_counter(), time.process_time()
-
-
-def since(start: Time) -> Time:
-    end = now()
-    return end[0] - start[0], end[1] - start[1]
 
 
 class Stepper:

@@ -386,9 +386,8 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
         wrong &= mask != self.ignore_index
         if wrong.any():
             values = np.unique(mask[wrong]).tolist()
-            shown = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
             raise DataError(
-                f"its mask holds the labels {shown} ({int(wrong.sum())} pixels); accepted: 0 to "
+                f"its mask holds the labels {first_of(values)} ({int(wrong.sum())} pixels); accepted: 0 to "
                 f"{self.num_classes - 1}, and {self.ignore_index} for ignored pixels{self._label_hint(values)}",
                 file=str(sample.name),
             )
@@ -407,21 +406,30 @@ class ClassyDataset(Dataset[Sample], Configurable, ABC):
                 "be of one size",
                 file=str(sample.name),
             )
-        for name, own in zip(self.classes, flags.numpy(), strict=True):
+        values = flags.numpy()
+        # Two numbers tell of masks without ignored pixels that they are right, as in `_check`.
+        lowest, highest = (found.reduce(values, axis=None, initial=0) for found in (np.minimum, np.maximum))
+        if lowest >= 0 and highest <= 1:
+            return
+        for name, own in zip(self.classes, values, strict=True):
             wrong = (own != 0) & (own != 1) & (own != self.ignore_index)
             if wrong.any():
-                values = np.unique(own[wrong]).tolist()
-                shown = ", ".join(map(str, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
+                found = np.unique(own[wrong]).tolist()
                 raise DataError(
-                    f"its mask of '{name}' holds the values {shown} ({int(wrong.sum())} pixels); accepted: 1 for "
-                    f"pixels of the class, 0 for others, and {self.ignore_index} for ignored ones"
-                    f"{self._label_hint(values)}",
+                    f"its mask of '{name}' holds the values {first_of(found)} ({int(wrong.sum())} pixels); accepted: "
+                    f"1 for pixels of the class, 0 for others, and {self.ignore_index} for ignored ones"
+                    f"{self._label_hint(found)}",
                     file=str(sample.name),
                 )
 
     def _label_hint(self, values: list[int]) -> str:
         """What the user can do about wrong labels. Data sets with a label map override it."""
         return ""
+
+
+def first_of(values: Sequence[int], text: Callable[[int], str] = str) -> str:
+    """The first `MAX_LISTED` of `values`, for a message."""
+    return ", ".join(map(text, values[:MAX_LISTED])) + (", ..." if len(values) > MAX_LISTED else "")
 
 
 def keys_of(dataset: type) -> frozenset[str]:

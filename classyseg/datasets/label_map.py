@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from classyseg.datasets.classy_dataset import MAX_LISTED, Color, color_of
+from classyseg.datasets.classy_dataset import Color, color_of, first_of
 from classyseg.datasets.files.lists import normal
 from classyseg.errors import ConfigError, DataError
 
@@ -91,7 +91,7 @@ class LabelMap:
         if not unknown.any():
             return
         found, counts = (part.tolist() for part in np.unique(values[unknown], return_counts=True))
-        shown = ", ".join(map(self.text or str, found[:MAX_LISTED])) + (", ..." if len(found) > MAX_LISTED else "")
+        shown = first_of(found, self.text or str)
         known = ", ".join(map(self.text, self.labels)) if self.text else spans(self.labels)
         message = (
             f"its mask holds the values {shown} ({sum(counts)} pixels), which the data set's label map does "

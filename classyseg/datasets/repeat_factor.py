@@ -169,7 +169,7 @@ class RepeatFactor(Composed):
         return self.located(index, epoch=0)
 
     def located(self, index: int, epoch: int) -> tuple[int, int]:
-        """Which repetition of which sample comes there in `epoch`. The last ones of an epoch are drawn for it."""
+        """The numbers of the repetition and of the sample there in `epoch`, whose last ones are drawn for it."""
         if index < len(self._samples):
             return int(self._repetitions[index]), int(self._samples[index])
         repetition, sample = self._drawn_in(epoch)[index - len(self._samples)].tolist()

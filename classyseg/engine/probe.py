@@ -64,7 +64,7 @@ def faster(seconds: Mapping[T, float]) -> T:
 
 
 def workers_for(loading: float, computing: float, cores: int) -> int:
-    """How many processes load samples, each of which takes `loading` seconds to load and `computing` to learn from."""
+    """How many processes load samples. One sample takes `loading` seconds to load and `computing` to learn from."""
     if loading < LOADING_HIDDEN * computing:
         return 0
     return min(math.ceil(SPARE * loading / computing), max(1, cores), MOST_WORKERS)

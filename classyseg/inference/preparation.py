@@ -226,7 +226,7 @@ class Preparation:
         return Prepared(image, size, None if whole_images else region)
 
     def changing(self, size: Size) -> list[str]:
-        """The names of the transforms that change an image of `size` of which all is wanted."""
+        """The names of the transforms that change an image of `size` that is wanted whole."""
         found = (self._whole(i, step, size) for i, step in enumerate(self.transforms))
         return [type(step).__name__ for step in found if step is not None and not isinstance(step, PairTransform)]
 

@@ -35,7 +35,7 @@ from classyseg.run_folder import (
     check_run_folder,
     read_plain,
 )
-from classyseg.structures import Color, default_color
+from classyseg.structures import Color, default_palette
 
 MAX_CONFIG, MAX_JSON, MAX_RECORDS = 2**24, 2**26, 2**29
 """The most bytes of a config, of a file with one value, of a file of records."""
@@ -191,7 +191,7 @@ def _palette(found: Any, count: int) -> list[Color]:
 
     if isinstance(found, list) and len(found) == count and all(map(is_color, found)):
         return [(color[0], color[1], color[2]) for color in found]
-    return [default_color(i) for i in range(count)]
+    return list(default_palette(count))
 
 
 def _read_counts(folder: Path, run: Run) -> None:

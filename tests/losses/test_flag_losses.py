@@ -44,7 +44,7 @@ def batch(num_classes: int = 3, size: tuple[int, int] = (12, 13)) -> tuple[Tenso
 
 
 def smp_overlap(logits: Tensor, flags: Tensor, a: float, b: float, smooth: float) -> Tensor:
-    """smp's Tversky index (of which dice is the case 1/2, 1/2) in its mode `multilabel`, of images one by one: (N, C).
+    """smp's Tversky index (dice is its case 1/2, 1/2) in its mode `multilabel`, of images one by one: (N, C).
 
     Ignored entries are left out, as its `ignore_index` does.
     """

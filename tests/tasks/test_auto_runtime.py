@@ -174,7 +174,7 @@ def test_rounding_is_no_other_loss_and_a_large_error_is_one() -> None:
         return torch.nn.functional.cross_entropy(outputs.float(), target)
 
     assert same_loss(Probe(model, loss, images, target, trains=True).losses())
-    lost = torch.nn.Conv2d(3, 8, 16)  # 1000 and small differences, of which bfloat16 keeps nothing
+    lost = torch.nn.Conv2d(3, 8, 16)  # 1000 and small differences, which bfloat16 loses
     assert not same_loss(Probe(lost, lambda out, _: out.float().std(0).mean(), 1000 + images, target, True).losses())
 
 

@@ -36,7 +36,7 @@ from classyseg.errors import DataError
 
 
 def segmentation_patch(segmentation: Any, height: int, width: int) -> Patch:
-    """The pixels of a `segmentation` of COCO: polygons, of which none lies outside the image, or run lengths."""
+    """The pixels of a `segmentation` of COCO: polygons, none outside the image, or run lengths."""
     if isinstance(segmentation, dict):
         return Patch.of(segmentation_runs(segmentation, height, width))
     return coco_patch(outlines(segmentation, height, width), height, width)

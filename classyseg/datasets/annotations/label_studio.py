@@ -282,8 +282,8 @@ def found_in(folder: Path) -> Found | None:
     brushes = sum(BRUSH_FILE.fullmatch(path.name) is not None for path in folder.glob("*.png"))
     if brushes:
         why = (
-            f"it has {brushes} brushes of Label Studio; their names do not say of which images, so that the export as "
-            "JSON, or a table with the columns task and image, is needed"
+            f"it has {brushes} brushes of Label Studio; their names do not say which images they belong to: the export "
+            "as JSON is needed, or a table with the columns task and image"
         )
         return Found("label_studio", 0.4, why, {"root": str(folder), "brushes": "."}, 0)
     return None

@@ -348,7 +348,7 @@ def read_mask_channels(path: Path) -> npt.NDArray[Any]:
             check_mask_of_channels(path, header, stored.turned)
             values = np.asarray(stored.image) if stored.image is not None else stored.samples()
             if values.shape[2:] != (header.bands,) or (stored.image is not None and header.bits != 8):
-                raise DataError(f"a mask that is {header}, of which Pillow would lose something; write .npy", file=path)
+                raise DataError(f"a mask that is {header}; Pillow would lose a part of it: write .npy", file=path)
     return mask_values(path, np.ascontiguousarray(values[None] if values.ndim == 2 else values.transpose(2, 0, 1)))
 
 

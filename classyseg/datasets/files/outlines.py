@@ -85,7 +85,7 @@ def _outline_of(number: int, polygon: list[Any], height: int, width: int) -> Out
 
 
 def refuse_outside(what: str, points: Outline, height: int, width: int) -> None:
-    """Raises: `DataError` for points that all lie on one side of the image; `what` says of which object they are."""
+    """Raises: `DataError` for points that all lie on one side of the image; `what` names their object."""
     left, top, wide, high = extent(points)
     if left > width or top > height or left + wide < 0 or top + high < 0:
         raise DataError(f"{what} lies outside the image of {width} x {height} pixels")

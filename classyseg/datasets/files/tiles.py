@@ -110,7 +110,7 @@ class Tiles:
         )
 
     def drawn(self, index: int, generator: torch.Generator) -> Tile:
-        """A tile up to half a step away from tile `index` of the grid, all of which counts.
+        """A tile up to half a step away from tile `index` of the grid; all of it counts.
 
         So an epoch sees every part of an image, at other places than the epoch before.
         """
