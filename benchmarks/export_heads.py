@@ -5,6 +5,9 @@
 Each head is built with random weights on a small backbone, exported with `--output-kind scores` in every format of
 `classyseg.inference.exported.formats`, and compared as `classyseg export` compares. With --head or --format only these
 rows are made anew; the others of the page stay.
+
+The rows `int8.xml` and `int8.onnx` are of 8 bits. Ranges come from images of noise, and differences are those of the 8
+bits: such a file is kept by the number of its run on val, which random weights do not have.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from classyseg.errors import ConfigError
 from classyseg.exporting import export
 from classyseg.exporting.check import OFFSETS
 from classyseg.exporting.export import TRACED
+from classyseg.exporting.int8 import Quantization
 from classyseg.inference import Predictor
 from classyseg.inference.exported.formats import FORMATS
 from classyseg.models import build_model
@@ -41,6 +46,9 @@ BACKBONE = {
 }
 NUM_CLASSES = 64
 """As many as the deepest block has channels: the head `identity` wants that."""
+INT8 = ("int8.xml", "int8.onnx")
+ROWS = (*FORMATS, *INT8)
+CALIBRATION_IMAGES = 8
 BLOCKS = (["stage4"], ["stage3", "stage4"], ["stage1", "stage2", "stage3", "stage4"])
 
 
@@ -62,12 +70,14 @@ def predictor_for(head: str) -> Predictor:
 
 def cells(head: str, name: str, folder: Path) -> list[str]:
     """The difference at each size, or the reason."""
-    row = FORMATS[name]
+    kind, dot, end = name.partition(".")
+    suffix = dot + end or FORMATS[kind].suffix
     try:
         found = export(
             predictor_for(head),
-            format=name,
-            output=folder / f"{head}{row.suffix}",
+            format=kind,
+            output=folder / f"{head}{suffix}",
+            quantization=None if kind in FORMATS else noise_only(),
             input_kind="normalized",
             output_kind="scores",
             overwrite=True,
@@ -75,6 +85,12 @@ def cells(head: str, name: str, folder: Path) -> list[str]:
     except ConfigError as error:
         return [str(error).replace("|", "\\|").replace("\n", " ")[:300]]
     return [f"{check.difference:.0e}" for check in found.facts.checks]
+
+
+def noise_only() -> Quantization:
+    """Calibration by noise, and no number that could drop."""
+    values = np.random.default_rng(0).integers(0, 256, (CALIBRATION_IMAGES, *TRACED, 3), dtype=np.uint8)
+    return Quantization(list(values), measure=lambda _: ("none", 0.0))
 
 
 def lines_of(text: str) -> dict[tuple[str, str], str]:
@@ -89,14 +105,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, required=True, metavar="PAGE")
     parser.add_argument("--head", action="append", default=[], choices=HEADS.names())
-    parser.add_argument("--format", action="append", default=[], choices=[*FORMATS])
+    parser.add_argument("--format", action="append", default=[], choices=ROWS)
     parsed = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     text = parsed.write.read_text(encoding="utf-8")
     rows: dict[tuple[str, str], str] = lines_of(text)
     with tempfile.TemporaryDirectory() as folder:
         for head in parsed.head or HEADS.names():
-            for name in parsed.format or FORMATS:
+            for name in parsed.format or ROWS:
                 found: list[Any] = cells(head, name, Path(folder))
                 rows[head, name] = f"| `{head}` | `{name}` | {' | '.join(found)} |"
                 print(rows[head, name], file=sys.stderr, flush=True)
@@ -106,7 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def with_table(text: str, rows: dict[tuple[str, str], str]) -> str:
     """The page with these rows in the place of its table."""
-    order = {name: i for i, name in enumerate(FORMATS)}
+    order = {name: i for i, name in enumerate(ROWS)}
     kept = [rows[key] for key in sorted(rows, key=lambda key: (key[0], order.get(key[1], len(order)), key[1]))]
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]

@@ -64,37 +64,41 @@ def compare(run: Run, reference: Reference, case: Case, row: Format, tolerance: 
     Raises: `DiffersError` with the size and the difference, also where the file cannot be run.
     """
     images = case.images
-    place = f"at {' x '.join(map(str, images.shape[-2:]))}, {len(images)} at once"
+    size = (images.shape[-2], images.shape[-1])
+    place = f"at {size[0]} x {size[1]}, {len(images)} at once"
+
+    def differs(what: str) -> DiffersError:
+        error = DiffersError(f"--format {row.name}: {what}")
+        error.size = size
+        return error
+
     with torch.no_grad():
         expected = reference(images)
     try:
         found = run(images)
     except Exception as error:  # every runtime has errors of its own
         line = next(iter(str(error).splitlines()), "")
-        raise DiffersError(f"--format {row.name}: fails {place}: {type(error).__name__}: {line[:300]}") from None
+        raise differs(f"fails {place}: {type(error).__name__}: {line[:300]}") from None
     if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise DiffersError(
-            f"--format {row.name}: gives {tuple(found.shape)} of {found.dtype} {place}; the model gives "
+        raise differs(
+            f"gives {tuple(found.shape)} of {found.dtype} {place}; the model gives "
             f"{tuple(expected.shape)} of {expected.dtype}"
         )
-    size = (images.shape[-2], images.shape[-1])
     if reference.output_kind != "labels":
         difference = _difference(found, expected)
         if not difference <= tolerance:
-            raise DiffersError(
-                f"--format {row.name}: differs from the model by {difference:.3g} of the range of values {place}; "
-                f"accepted is {tolerance:g}"
+            raise differs(
+                f"differs from the model by {difference:.3g} of the range of values {place}; accepted is {tolerance:g}"
             )
         return Checked(size=size, batch=len(images), difference=difference, of=case.of)
-    differs = found != expected
-    close = _unsure(reference, images, tolerance) if differs.any() else torch.zeros_like(differs)
-    wrong = int((differs & ~close).sum())
+    unequal = found != expected
+    close = _unsure(reference, images, tolerance) if unequal.any() else torch.zeros_like(unequal)
+    wrong = int((unequal & ~close).sum())
     if wrong:
-        raise DiffersError(
-            f"--format {row.name}: {wrong} of {differs.numel()} labels differ from the model's {place}, where its best "
-            "scores are not close"
+        raise differs(
+            f"{wrong} of {unequal.numel()} labels differ from the model's {place}, where its best scores are not close"
         )
-    return Checked(size=size, batch=len(images), labels=float(differs.double().mean()), of=case.of)
+    return Checked(size=size, batch=len(images), labels=float(unequal.double().mean()), of=case.of)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

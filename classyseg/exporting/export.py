@@ -33,7 +33,7 @@ from classyseg.exporting.int8 import (
     require_int8,
 )
 from classyseg.exporting.trace import plain, smallest_of, traced
-from classyseg.inference.exported.contract import Format, RefusedError, Traced
+from classyseg.inference.exported.contract import DiffersError, Format, RefusedError, Traced
 from classyseg.inference.exported.facts import (
     INPUT_KINDS,
     OUTPUT_KINDS,
@@ -61,6 +61,8 @@ LARGEST = (1024, 1024)
 """The largest height and width of a format that plans memory for it, unless `largest` says another."""
 SMALLEST_BOUND = (256, 320)
 """With a smaller one, there would be too few sizes to compare."""
+SMALLEST_MOST = 80
+"""Where a file differs at images that are smaller, it takes larger ones only. The other sizes are larger than this."""
 MOST = 2**31 - 1
 """The most images at once."""
 GREY_LEVEL = 5e-3
@@ -106,7 +108,8 @@ def export(
     of values. `quantization` is what the format `int8` needs. Further options are the format's own, such as `opset` of
     `onnx`, or `largest` (height, width) of `executorch`.
 
-    The file is compared with the model before it gets its name; otherwise nothing is left.
+    The file is compared with the model before it gets its name; otherwise nothing is left. Where it differs at the
+    smallest images alone, it takes larger ones, and a warning tells from where on.
 
     Raises: `ConfigError` for what cannot be exported, and why; for a file that is there; for a file that differs.
     """
@@ -125,18 +128,12 @@ def export(
     result = _traced(
         predictor, row, _facts(predictor, row, input_kind, output_kind, batch, options, measured or {}), options
     )
-    facts = result.facts
-    size = (result.example.shape[-2], result.example.shape[-1])
-    given = _fitting([_given(predictor, image, input_kind) for image in images], facts)
-    each = [*cases(facts, size, BATCH + 1, given)]
+    given = [_given(predictor, image, input_kind) for image in images]
     with _written(path, lambda: _check_target(path, row, overwrite=overwrite)) as temporary:
         row.write(result, temporary)
-        rounds = not row.doubles and len(cast(Graph, result.module).steps) > 0 and facts.image_type == "uint8"
+        rounds = not row.doubles and len(cast(Graph, result.module).steps) > 0 and result.facts.image_type == "uint8"
         limit = max(row.tolerance, GREY_LEVEL if rounds else 0) if tolerance is None else tolerance
-        checks = _compared(temporary, row, facts, predictor, each, limit)
-        if output_kind == "labels":
-            checks = _with_scores(checks, temporary, row, result, predictor, each, limit)
-        facts = facts.model_copy(update={"checks": checks})
+        facts, each = _proven(temporary, row, result, predictor, given, limit)
         if quantization is not None:
             quantize(row, temporary, (_given(predictor, image, input_kind) for image in quantization.images))
             checks = _compared(temporary, row, facts, predictor, each, ANY_DIFFERENCE)
@@ -190,6 +187,37 @@ def _fits(size: tuple[int, int], facts: ExportFacts) -> bool:
         low <= side <= high and side % facts.multiple == 0
         for side, low, high in zip(size, facts.smallest, facts.largest or size, strict=True)
     )
+
+
+def _proven(
+    path: Path, row: Format, result: Traced, predictor: Predictor, given: Sequence[Tensor], limit: float
+) -> tuple[ExportFacts, list[Case]]:
+    """The facts with the comparisons that the file at `path` has passed, and what it was compared on.
+
+    A network may be unsteady on a few pixels: a norm of nearly equal values makes much of the last bits. Where a file
+    differs at its smallest size, it takes larger images only: from twice the size on, until the comparison holds.
+
+    Raises: `RefusedError`; `DiffersError`, also where it still differs at sides of `SMALLEST_MOST` pixels.
+    """
+    facts, traced_at = result.facts, (result.example.shape[-2], result.example.shape[-1])
+    problem = None
+    while True:
+        each = [*cases(facts, traced_at, BATCH + 1, _fitting(given, facts))]
+        try:
+            checks = _compared(path, row, facts, predictor, each, limit)
+            if facts.output_kind == "labels":
+                checks = _with_scores(checks, path, row, result, predictor, each, limit)
+        except DiffersError as error:
+            low = sizes_for(traced_at, facts)[0]
+            larger = (2 * low[0], 2 * low[1])
+            if error.size != low or max(larger) > SMALLEST_MOST:
+                raise
+            problem = problem or error
+            facts = facts.model_copy(update={"smallest": larger})
+            continue
+        if problem is not None:
+            log.warning("%s; so the file takes images from %d x %d on", problem, *facts.smallest)
+        return facts.model_copy(update={"checks": checks}), each
 
 
 def _compared(

@@ -25,7 +25,8 @@ MEASURED = "int8"
 """The key of the drop in what a file tells of its measurements."""
 ONNX_HEAVY = ("Conv", "ConvTranspose", "Gemm")
 OPENVINO_HEAVY = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData")
-"""Operators with weights. What comes before all of them is the preparation of the image, which stays exact."""
+"""Operators with weights. What comes before all of them is the preparation of the image, which stays exact; so does
+what comes after all of them: resize, softmax and arg-max of the head's map."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _quantize_onnx(path: Path, arrays: Sequence[Any]) -> None:
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
-            nodes_to_exclude=_early_onnx(model.graph),
+            nodes_to_exclude=_outside_weights(model.graph),
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
         (folder / "int8.onnx").replace(path)
@@ -163,20 +164,30 @@ def _quantize_onnx(path: Path, arrays: Sequence[Any]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _early_onnx(graph: Any) -> list[str]:
-    """The names of the operators before the first ones with weights."""
+def _outside_weights(graph: Any) -> list[str]:
+    """The names of the operators before the first ones with weights, and behind the last ones."""
     constants = {each.name for each in graph.initializer}
-    after_weights: set[str] = set()
-    early = []
-    for node in graph.node:  # ONNX keeps them in order
-        heavy = node.op_type in ONNX_HEAVY or (
-            node.op_type == "MatMul" and any(each in constants for each in node.input)
+    nodes = list(graph.node)  # ONNX keeps them in order
+
+    def heavy(node: Any) -> bool:
+        return node.op_type in ONNX_HEAVY or (
+            node.op_type == "MatMul" and any(name in constants for name in node.input)
         )
-        if heavy or any(each in after_weights for each in node.input):
-            after_weights.update(node.output)
-        else:
-            early.append(node.name)
-    return early
+
+    after: set[str] = set()
+    before: set[str] = set()
+    for node in nodes:
+        if heavy(node) or any(name in after for name in node.input):
+            after.update(node.output)
+    for node in reversed(nodes):
+        if heavy(node) or any(name in before for name in node.output):
+            before.update(node.input)
+    return [
+        node.name
+        for node in nodes
+        if not heavy(node)
+        and not (any(name in after for name in node.input) and any(name in before for name in node.output))
+    ]
 
 
 QUANTIZERS: Mapping[str, Callable[[Path, Sequence[Any]], None]] = {

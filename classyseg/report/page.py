@@ -220,10 +220,11 @@ def _images(runs: Sequence[Run]) -> tuple[list[tuple[Run, str, list[dict[str, An
         kept: dict[str, list[dict[str, Any]]] = {"worst": [], "best": []}
         used = 0
         for image in run.images:
-            used += len(image["photo"]) + len(image.get("index") or "")
-            if used > budget:
+            size = len(image["photo"]) + len(image.get("index") or "")
+            if used + size > budget:
                 left_out += 1
                 continue
+            used += size
             kept[image["kind"]].append({**image, "lines": list(_caption(image))})
         found += [(run, kind, images) for kind, images in kept.items() if images]
     return found, left_out

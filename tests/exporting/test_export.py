@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from classyseg.cli.main import main
 from classyseg.errors import ConfigError, DataError
 from classyseg.exporting import Export, export
 from classyseg.inference import Preparation
+from classyseg.inference.exported.contract import DiffersError, Run
+from classyseg.inference.exported.formats import FORMATS
 from classyseg.inference.exported.model import exported_facts
 from classyseg.tasks import build_task
 from classyseg.trainer import Trainer
@@ -268,6 +271,42 @@ def test_wrong_options_are_told(options: dict[str, Any], message: str, tmp_path:
     given["output"] = tmp_path / given["output"]
     with pytest.raises(ConfigError, match=message):
         export(predictor_with("fcn"), **given)
+    assert not list(tmp_path.iterdir())
+
+
+def unsteady_below(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of torch_export give something else for images with fewer than `side` rows."""
+    row = FORMATS["torch_export"]
+
+    def open_file(*given: Any) -> Run:
+        run = row.open_file(*given)
+
+        def wrong(images: Tensor) -> Tensor:
+            found = run(images)
+            return found + 1e-3 if found.is_floating_point() and images.shape[-2] < side else found
+
+        return wrong
+
+    monkeypatch.setitem(FORMATS, "torch_export", replace(row, open_file=open_file))
+
+
+@pytest.mark.parametrize("kind", ["scores", "labels"])
+def test_a_file_that_differs_at_the_smallest_images_takes_larger_ones_and_says_so(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unsteady_below(20, monkeypatch)
+    made = export(predictor_with("fcn"), format="torch_export", output=tmp_path / "m.pt2", output_kind=kind)
+    assert made.facts.smallest == made.facts.checks[1].size == (34, 66)
+    (told,) = [each for each in caplog.messages if "so the file" in each]
+    assert re.search(r"differs from the model by .* at 17 x 33, .*; so the file takes images from 34 x 66 on$", told)
+    with pytest.raises(DataError, match=r"the smallest that .* takes is 34 x 66"):
+        classyseg.load(made.path).predict(picture(33, 66))
+
+
+def test_a_file_that_differs_at_larger_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unsteady_below(90, monkeypatch)
+    with pytest.raises(DiffersError, match="differs from the model by"):
+        export(predictor_with("fcn"), format="torch_export", output=tmp_path / "m.pt2", output_kind="scores")
     assert not list(tmp_path.iterdir())
 
 

@@ -170,7 +170,7 @@ def test_int8_of_openvino_computes_convolutions_in_8_bits_and_tells_the_drop(tmp
 
 
 @pytest.mark.slow
-def test_int8_of_onnx_leaves_what_comes_before_the_first_convolution(tmp_path: Path) -> None:
+def test_int8_of_onnx_leaves_what_comes_before_the_first_convolution_and_behind_the_last_one(tmp_path: Path) -> None:
     import onnx
 
     path = tmp_path / "m.onnx"
@@ -184,6 +184,8 @@ def test_int8_of_onnx_leaves_what_comes_before_the_first_convolution(tmp_path: P
         if node.op_type == "Conv":
             assert [sources[name] for name in node.input[:2]] == ["DequantizeLinear"] * 2
     assert "QuantizeLinear" not in kinds[: kinds.index("Sub")], "the image is normalised as it is"
+    last = max(i for i, kind in enumerate(kinds) if kind == "Conv")
+    assert kinds[last:].count("QuantizeLinear") == 1, "the convolution's own output; scores are no multiples of 1/256"
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.62, 0.60), (0.62, float("nan"))])

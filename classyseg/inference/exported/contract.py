@@ -26,7 +26,12 @@ class RefusedError(ConfigError):
 
 
 class DiffersError(ConfigError):
-    """An exported file gives something else than its model. The file is not kept."""
+    """An exported file gives something else than its model. The file is not kept.
+
+    `size` is the height and width of the images of the comparison, if it was one.
+    """
+
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
