@@ -30,8 +30,9 @@ EVERYWHERE = ("0.0.0.0", "::", "")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_SHOWN = 100
 TOO_SLOW = 408
-DRAIN_SECONDS = 1.0
-"""For so long, the rest of a refused body is read and dropped: a client that still sends would not see the answer."""
+DRAIN_SECONDS, DRAIN_PAUSE = 5.0, 1.0
+"""For so long, and with pauses so long, the rest of a refused body is read and dropped: a client that still sends would
+not see the answer."""
 HEADERS = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
@@ -234,6 +235,6 @@ async def refuse(refused: Refusal, receive: Receive, send: Send, *, drain: bool)
     if drain:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
-                while (await receive()).get("more_body", False):
+                while (await asyncio.wait_for(receive(), DRAIN_PAUSE)).get("more_body", False):
                     pass
         await send({"type": "http.response.body", "body": b"", "more_body": False})

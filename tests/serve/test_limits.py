@@ -176,6 +176,17 @@ def test_a_client_that_sends_for_ever_after_its_answer_is_let_go(predictor: Pred
                 send_for_ever()
 
 
+def test_a_slow_client_that_reads_only_when_it_has_sent_all_sees_why_it_was_refused(predictor: Predictor) -> None:
+    piece = b"3e8\r\n%s\r\n" % bytes(1000)
+    with serving(predictor, Limits(max_bytes=1500)) as server, server.connected() as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(6):
+            connection.sendall(piece)
+            time.sleep(0.3)
+        connection.sendall(b"0\r\n\r\n")
+        assert all_of(connection).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_client_that_does_not_read_its_answer_is_let_go(predictor: Predictor) -> None:
     big = png(noise(1500, 2000))  # its answer has 12 MB, more than the system takes for a client
     with serving(predictor, Limits(receive_seconds=0.5, waiting=1)) as server:
