@@ -80,44 +80,13 @@ def without_package(folder: Path) -> Path:
 
 
 def peer(data: Path, minutes: float, seed: int, folder: Path, threads: int, lr: float) -> None:
-    import albumentations as augment
+    """Trains and labels test, as smp's example for CamVid does."""
     import lightning
     import segmentation_models_pytorch as smp
     import torch
 
     torch.set_num_threads(threads)
     lightning.seed_everything(seed, workers=True)
-    normal = augment.Normalize()
-    training = augment.Compose(
-        [
-            augment.HorizontalFlip(p=0.5),
-            augment.Affine(scale=(0.5, 1.5), translate_percent=(-0.1, 0.1), p=1, fill_mask=VOID),
-            augment.PadIfNeeded(CROP, CROP, fill_mask=VOID),
-            augment.RandomCrop(CROP, CROP),
-            augment.GaussNoise(p=0.2),
-            augment.Perspective(p=0.5, fill_mask=VOID),
-            augment.OneOf([augment.CLAHE(p=1), augment.RandomBrightnessContrast(p=1), augment.RandomGamma(p=1)], p=0.9),
-            augment.OneOf(
-                [augment.Sharpen(p=1), augment.Blur(blur_limit=3, p=1), augment.MotionBlur(blur_limit=3, p=1)], p=0.9
-            ),
-            augment.OneOf([augment.RandomBrightnessContrast(p=1), augment.HueSaturationValue(p=1)], p=0.9),
-            normal,
-        ]
-    )
-
-    class Images(torch.utils.data.Dataset[Any]):
-        def __init__(self) -> None:
-            self.paths = sorted((data / "train").glob("*.jpg"))
-
-        def __len__(self) -> int:
-            return len(self.paths)
-
-        def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-            path = self.paths[i]
-            image = np.asarray(Image.open(path).convert("RGB"))
-            mask = np.asarray(Image.open(data / "trainannot" / f"{path.stem}.png"))
-            made = training(image=image, mask=mask)
-            return torch.from_numpy(made["image"].transpose(2, 0, 1).copy()), torch.from_numpy(made["mask"]).long()
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -139,9 +108,6 @@ def peer(data: Path, minutes: float, seed: int, folder: Path, threads: int, lr: 
             return torch.optim.Adam(self.parameters(), lr=lr)
 
     module = Module()
-    loader = torch.utils.data.DataLoader(
-        Images(), BATCH, shuffle=True, num_workers=1, persistent_workers=True, drop_last=True
-    )
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=-1,
@@ -150,17 +116,63 @@ def peer(data: Path, minutes: float, seed: int, folder: Path, threads: int, lr: 
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    trainer.fit(module, loader)
+    trainer.fit(module, peer_loader(data))
     print(f"{trainer.global_step} steps", file=sys.stderr)
-    module.eval()
-    (folder / "labels").mkdir()
-    pad = augment.Compose([augment.PadIfNeeded(384, 480, position="top_left"), normal])
+    peer_labels(module.model.eval(), data, folder / "labels")
+
+
+def peer_loader(data: Path) -> Any:
+    """Batches of the training images, with the augmentations of smp's example."""
+    import albumentations as augment
+    import torch
+
+    light = [augment.CLAHE(p=1), augment.RandomBrightnessContrast(p=1), augment.RandomGamma(p=1)]
+    sharp = [augment.Sharpen(p=1), augment.Blur(blur_limit=3, p=1), augment.MotionBlur(blur_limit=3, p=1)]
+    colors = [augment.RandomBrightnessContrast(p=1), augment.HueSaturationValue(p=1)]
+    augmented = augment.Compose(
+        [
+            augment.HorizontalFlip(p=0.5),
+            augment.Affine(scale=(0.5, 1.5), translate_percent=(-0.1, 0.1), p=1, fill_mask=VOID),
+            augment.PadIfNeeded(CROP, CROP, fill_mask=VOID),
+            augment.RandomCrop(CROP, CROP),
+            augment.GaussNoise(p=0.2),
+            augment.Perspective(p=0.5, fill_mask=VOID),
+            *(augment.OneOf(each, p=0.9) for each in (light, sharp, colors)),
+            augment.Normalize(),
+        ]
+    )
+
+    class Images(torch.utils.data.Dataset[Any]):
+        def __init__(self) -> None:
+            self.paths = sorted((data / "train").glob("*.jpg"))
+
+        def __len__(self) -> int:
+            return len(self.paths)
+
+        def __getitem__(self, i: int) -> Any:
+            path = self.paths[i]
+            mask = np.asarray(Image.open(data / "trainannot" / f"{path.stem}.png"))
+            made = augmented(image=np.asarray(Image.open(path).convert("RGB")), mask=mask)
+            return torch.from_numpy(made["image"].transpose(2, 0, 1).copy()), torch.from_numpy(made["mask"]).long()
+
+    return torch.utils.data.DataLoader(
+        Images(), BATCH, shuffle=True, num_workers=1, persistent_workers=True, drop_last=True
+    )
+
+
+def peer_labels(model: Any, data: Path, folder: Path) -> None:
+    """Labels of the test images, padded to multiples of 32 as in smp's example."""
+    import albumentations as augment
+    import torch
+
+    folder.mkdir()
+    padded = augment.Compose([augment.PadIfNeeded(384, 480, position="top_left"), augment.Normalize()])
     with torch.inference_mode():
         for path in sorted((data / "test").glob("*.jpg")):
             image = np.asarray(Image.open(path).convert("RGB"))
-            batch = torch.from_numpy(pad(image=image)["image"].transpose(2, 0, 1).copy())[None]
-            labels = module.model(batch)[0].argmax(0).numpy().astype(np.uint8)[: image.shape[0], : image.shape[1]]
-            Image.fromarray(labels).save(folder / "labels" / f"{path.stem}.png")
+            batch = torch.from_numpy(padded(image=image)["image"].transpose(2, 0, 1).copy())[None]
+            labels = model(batch)[0].argmax(0).numpy().astype(np.uint8)[: image.shape[0], : image.shape[1]]
+            Image.fromarray(labels).save(folder / f"{path.stem}.png")
 
 
 def main() -> None:

@@ -341,8 +341,11 @@ def _kind_of_wrong_mask(facts: Facts, path: Path, *, colors: bool) -> str:
     """Tells more than "cannot be read" if a mask's header can be read; `colors` says whether colours are expected."""
     try:
         header, _ = header_of(path)
-        if header.lossy:
-            return "lossy_mask"
+    except DataError:
+        return "mask_unreadable"
+    if header.lossy:
+        return "lossy_mask"
+    try:
         if colors:
             read_colors(path)
         else:

@@ -16,7 +16,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import segmentation_patch
-from classyseg.datasets.annotations.found import Found, part_named
+from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation
 from classyseg.datasets.classy_dataset import Palette
@@ -24,6 +24,7 @@ from classyseg.datasets.files.coco_file import CocoFile
 from classyseg.datasets.files.images import Bits
 from classyseg.datasets.files.json_file import in_words
 from classyseg.datasets.files.texts import Texts
+from classyseg.datasets.recognition.roles import part_named
 from classyseg.datasets.splits import Split
 from classyseg.errors import DataError, within
 from classyseg.io import data_folder

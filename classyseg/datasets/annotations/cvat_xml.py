@@ -17,7 +17,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import box_points, checked_points, coco_patch, numbers_in, thin_object
-from classyseg.datasets.annotations.found import Found, part_named
+from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
 from classyseg.datasets.classy_dataset import Palette, color_of
@@ -26,6 +26,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits
 from classyseg.datasets.files.outlines import MAX_SIZES_AWAY, Outline, refuse_outside
 from classyseg.datasets.files.pairs import ImageAndMask
 from classyseg.datasets.files.texts import Texts
+from classyseg.datasets.recognition.roles import part_named
 from classyseg.datasets.splits import Split
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder

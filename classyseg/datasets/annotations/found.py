@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,12 +25,3 @@ class Found:
     num_images: int
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-
-
-def part_named(text: str) -> str | None:
-    """`train`, `val` or `test` if a word of a file's or a folder's name says so; None if none does, or several do."""
-    words = {PARTS[word] for word in re.split(r"[^a-z]+", text.lower()) if word in PARTS}
-    return words.pop() if len(words) == 1 else None

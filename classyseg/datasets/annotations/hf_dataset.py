@@ -15,7 +15,7 @@ from torch import Tensor
 from classyseg.config import MAX_CHANNELS, listed, unknown
 from classyseg.console import MAX_NAME, printable, shown
 from classyseg.datasets.annotations.class_labels import Classes, ClassLabels
-from classyseg.datasets.annotations.found import Found, part_named
+from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.annotations.image_files import ImageFiles
 from classyseg.datasets.annotations.named_masks import NamedMasks
 from classyseg.datasets.classy_dataset import Palette
@@ -23,6 +23,7 @@ from classyseg.datasets.files.hf_tables import Rows, Tables, features_of, requir
 from classyseg.datasets.files.images import Bits, read_image, read_mask_values
 from classyseg.datasets.files.json_file import in_words, read_json
 from classyseg.datasets.label_map import UnknownValueError
+from classyseg.datasets.recognition.roles import part_named
 from classyseg.datasets.splits import Split, SplitConfig, indices_of_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder

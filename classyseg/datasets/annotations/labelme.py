@@ -19,7 +19,7 @@ from classyseg.console import MAX_NAME, shown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import pillow_patch, png_mask, points_of, thin_object
-from classyseg.datasets.annotations.found import Found, part_named
+from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.annotations.image_files import ImageFiles, report_missing
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
 from classyseg.datasets.classy_dataset import Palette
@@ -27,6 +27,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits, read_image
 from classyseg.datasets.files.json_file import JsonFile, in_words
 from classyseg.datasets.files.outlines import Outline, refuse_outside
 from classyseg.datasets.files.pairs import ImageAndMask, files_by_name
+from classyseg.datasets.recognition.roles import part_named
 from classyseg.datasets.splits import Split
 from classyseg.errors import DataError, within
 from classyseg.io import data_folder

@@ -14,13 +14,14 @@ from classyseg.config import MAX_CHANNELS, listed, unknown
 from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import opencv_patch, png_mask, points_of, thin_object
-from classyseg.datasets.annotations.found import Found, part_named
+from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.annotations.patches import AnnotatedObject, Annotation, Patch
 from classyseg.datasets.classy_dataset import Palette, color_of
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits
 from classyseg.datasets.files.json_file import JsonFile, finite, in_words
 from classyseg.datasets.files.outlines import refuse_outside
 from classyseg.datasets.files.pairs import ImageAndMask, report_fault
+from classyseg.datasets.recognition.roles import part_named
 from classyseg.datasets.splits import Split
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder

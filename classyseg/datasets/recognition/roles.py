@@ -56,6 +56,12 @@ def part_of(name: str) -> str | None:
     return next((part for part in PARTS if name.lower() in WORDS[part]), None)
 
 
+def part_named(text: str) -> str | None:
+    """The part that a word of a file's or a folder's name says; None if none does, or several do."""
+    found = {part for word in re.split(r"[^a-z]+", text.lower()) if (part := part_of(word))}
+    return found.pop() if len(found) == 1 else None
+
+
 def is_plain(name: str) -> bool:
     """Whether the name of a folder says neither images, masks nor a part."""
     return not _words_of(name)[0]

@@ -12,7 +12,8 @@ import pytest
 from annotation_trees import RECORDED_TREES, cvat_polygon, cvat_tree, sly_object, sly_tree
 
 from classyseg.datasets import build_dataset
-from classyseg.datasets.annotations.found import Found, part_named
+from classyseg.datasets.annotations.found import Found
+from classyseg.datasets.recognition.roles import part_named
 
 SQUARE = [(1, 1), (6, 1), (6, 5), (1, 5)]
 
@@ -80,7 +81,14 @@ def test_boxes_alone_are_not_taken_for_outlines(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "part"),
-    [("instances_train2017", "train"), ("valid", "val"), ("my-test", "test"), ("train_val", None), ("trainer", None)],
+    [
+        ("instances_train2017", "train"),
+        ("valid", "val"),
+        ("my-test", "test"),
+        ("train_val", None),
+        ("trainer", None),
+        ("dev-set", "val"),
+    ],
 )
 def test_the_name_of_a_part_is_found_in_words(text: str, part: str | None) -> None:
     assert part_named(text) == part
