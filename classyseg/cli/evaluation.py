@@ -56,6 +56,7 @@ class Measurement:
             key: getattr(runtime, key)
             for key in ("precision", "channels_last")
             if of_run or (key in runtime.model_fields_set and not is_exported(existing_path(path)))
+            if getattr(runtime, key) != "auto"  # left to the folder
         }
         self.predictor: Predictor = load(
             path,

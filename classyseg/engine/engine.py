@@ -54,7 +54,7 @@ class Engine:
         self.device = self.runtime.torch_device()
         if self.device.type in ("cuda", "xpu"):
             torch.accelerator.set_device_index(self.device)
-        bring(self.model, self.device, channels_last=self.runtime.channels_last)
+        bring(self.model, self.device, channels_last=self.runtime.takes_channels_last)
         self.loss.to(self.results_device)
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from classyseg.environment import cpu_limit
+from classyseg.inference.device import bring
 from classyseg.inference.network import Precision, autocast
 from classyseg.launcher import local_world_size
 
@@ -130,8 +131,7 @@ class Probe:
     def without_traces(self) -> Iterator[None]:
         """Within it steps may be taken; then all is as before."""
         modules = [self.model, *self.keeps]
-        buffers = [buffer for module in modules for buffer in module.buffers()]
-        kept = [buffer.clone() for buffer in buffers]
+        kept = [buffer.clone() for module in modules for buffer in module.buffers()]
         parameters = [parameter for module in modules for parameter in module.parameters()]
         gradients = [parameter.grad for parameter in parameters]
         modes = [(part, part.training) for module in modules for part in module.modules()]
@@ -150,6 +150,8 @@ class Probe:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             with torch.no_grad():
+                # A layout may have made other tensors of them.
+                buffers = [buffer for module in modules for buffer in module.buffers()]
                 for buffer, value in zip(buffers, kept, strict=True):
                     buffer.copy_(value)
 
@@ -167,6 +169,18 @@ class Probe:
         names: tuple[Precision, ...] = ("float32", "bfloat16")
         self.step("bfloat16")  # the first step makes what later ones find ready
         return _shortest(names, self.timed, seconds)
+
+    def by_layout(self, precision: Precision, seconds: float) -> dict[bool, float]:
+        """The shortest time of a step with channels last and without, in turn. The model keeps one of the layouts."""
+
+        def with_layout(channels_last: bool) -> float:
+            bring(self.model, self.images.device, channels_last=channels_last)
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            images = self.images.contiguous(memory_format=layout) if self.images.dim() == 4 else self.images
+            return replace(self, images=images).timed(precision)
+
+        with_layout(False)  # the first step makes what later ones find ready
+        return _shortest((True, False), with_layout, seconds)
 
     def losses(self) -> dict[Precision, float]:
         """The loss in float32 and in bfloat16, with norms as in training but without dropout, which draws in each

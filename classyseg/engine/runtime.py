@@ -16,7 +16,7 @@ from classyseg.foreign import instead_of_key
 from classyseg.inference.device import torch_device
 from classyseg.inference.network import Precision
 
-AUTO_KEYS = ("precision", "threads", "workers")
+AUTO_KEYS = ("precision", "channels_last", "threads", "workers")
 """The keys that may be `auto`: a few steps on this machine choose their values when a run starts."""
 
 
@@ -39,7 +39,8 @@ class RuntimeConfig(ConfigRecord):
             the run's `config.yaml` tell what was chosen; a resumed run keeps it.
         compile: `torch.compile` the network. For training it is compiled for the size of the images. For
             measuring it is compiled with free sizes, so that images of many sizes share a form or two.
-        channels_last: Memory format of images and weights; faster for most convolutions.
+        channels_last: Memory format of images and weights; faster for most convolutions. `auto`: on a CPU, `false`
+            where a few steps at the start show that it is faster; else `true`.
         workers: Processes that load data, for each training process; 0 loads in the training process. The samples do
             not depend on it. `auto`: as many as the time to load a sample needs, compared to that of a step.
         worker_timeout: How many seconds a worker may spend on one sample. Then the run ends, and names the sample.
@@ -100,7 +101,7 @@ class RuntimeConfig(ConfigRecord):
     device: Annotated[Text, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = "auto"
     precision: Precision | Literal["auto"] = "float32"
     compile: Bool = False
-    channels_last: Bool = True
+    channels_last: Bool | Literal["auto"] = True
     workers: Annotated[Int, Field(ge=0, le=256)] | Literal["auto"] = 2
     worker_timeout: Annotated[Float, Field(gt=0, le=1e9)] | None = 600.0
     strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -113,6 +114,11 @@ class RuntimeConfig(ConfigRecord):
     non_finite_limit: Annotated[Int, Field(ge=1, le=1_000_000)] | None = None
     cache_features: Annotated[Text, Field(min_length=1)] | None = None
     cache_gigabytes: Annotated[Float, Field(gt=0, le=1e9)] = 50.0
+
+    @property
+    def takes_channels_last(self) -> bool:
+        """The layout until something else is chosen, too."""
+        return self.channels_last is not False
 
     @property
     def left_to_machine(self) -> tuple[str, ...]:

@@ -122,7 +122,7 @@ def _decay(steps: int) -> float:
 def _runtime(s: Situation) -> Config:
     facts = s.facts
     workers = 1 if facts.device == "cpu" and facts.cores <= 2 else min(8, max(1, facts.cores - 1))
-    return {"precision": s["precision"], "workers": workers}
+    return {"precision": s["precision"], "channels_last": s["channels_last"], "workers": workers}
 
 
 def reasons_of(s: Situation, measured: Measured, length: Length) -> Reasons:
@@ -156,6 +156,7 @@ def reasons_of(s: Situation, measured: Measured, length: Length) -> Reasons:
         ("hooks", "time_limit"): "saves and stops if the machine is much slower than it was when this was written",
         ("runtime", "workers"): f"{facts.cores} cores",
         ("runtime", "precision"): why["precision"],
+        ("runtime", "channels_last"): why["channels_last"],
         ("dataset", "train", "threshold"): why["sampler"],
     }
     if not s.pretrained:

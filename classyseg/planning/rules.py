@@ -261,6 +261,13 @@ RULES: tuple[Rule, ...] = (
         "auto compares bfloat16 with it for some seconds at each start: for longer trainings",
     ),
     Rule("precision", always, "auto", "bfloat16 where this machine computes it faster, else float32"),
+    Rule(
+        "channels_last",
+        lambda s: not on_gpu(s) and s.facts.minutes >= 10,
+        "auto",
+        "the layout of images and weights that this machine computes faster",
+    ),
+    Rule("channels_last", always, True, "the layout that is faster for most convolutions"),
     Rule("batch", lambda s: on_gpu(s), 16, "a GPU"),
     Rule("batch", always, 8, "a CPU: smaller batches mean more steps"),
 )

@@ -30,6 +30,7 @@ from classyseg.errors import ConfigError
 from classyseg.evaluation import Evaluation
 from classyseg.hooks import ClassyHook, averaging_of
 from classyseg.inference import Network, black_of, preparation_of
+from classyseg.inference.device import bring
 from classyseg.layers import NormalizeConfig
 from classyseg.losses import ClassyLoss, Terms
 from classyseg.models import ClassyModel, load_initial_weights
@@ -227,7 +228,7 @@ class ClassyTask(Configurable, ABC):
         self.model = model
         self.engine = Engine(model, self.loss, self.runtime)
         self.features = self._features_of(model)
-        network = Network(model, black=black_of(self.normalizer), channels_last=self.runtime.channels_last)
+        network = Network(model, black=black_of(self.normalizer), channels_last=self.runtime.takes_channels_last)
         # It gets the task with each batch: a task that it kept would refer to itself, and Python collects such a one,
         # with its network, much later than when it is done with.
         self.evaluation = Evaluation(network, self.protocol, self.meters, has_loss=True)
@@ -365,6 +366,9 @@ class ClassyTask(Configurable, ABC):
         """Takes `runtime`, in which nothing is left to the machine any more, in place of its own."""
         changed = {key: getattr(runtime, key) for key in self.runtime.left_to_machine}
         self.runtime = self.engine.runtime = runtime
+        if "channels_last" in changed:
+            self.evaluation.network.channels_last = runtime.takes_channels_last
+            bring(self.model, self.engine.device, channels_last=runtime.takes_channels_last)
         self.features = self._features_of(self.model)
         known = self.config
         self.config = {**known, "runtime": {**known["runtime"], **changed}}
@@ -458,7 +462,7 @@ class ClassyTask(Configurable, ABC):
                 f"found {self.model.in_channels}, but the images have {batch.image.shape[1]} "
                 f"channels ({batch.name[0]})",
             )
-        batch = self.features.keyed(batch).to(self.engine.device, channels_last=self.runtime.channels_last)
+        batch = self.features.keyed(batch).to(self.engine.device, channels_last=self.runtime.takes_channels_last)
         batch = batch.replace(image=self.normalizer(batch.image))
         results_device = self.engine.results_device
         return batch if results_device == self.engine.device else batch.replace(target=batch.target.to(results_device))

@@ -342,7 +342,9 @@ class SemiSupervisedTask(ClassyTask):
 
     def _normalized(self, images: Tensor) -> Tensor:
         normalized: Tensor = self.normalizer(images)
-        return normalized.contiguous(memory_format=torch.channels_last) if self.runtime.channels_last else normalized
+        return (
+            normalized.contiguous(memory_format=torch.channels_last) if self.runtime.takes_channels_last else normalized
+        )
 
     def outputs(self, batch: Sample) -> Mapping[str, Tensor]:
         """The outputs for labelled images; in training also the main head's logits for the views of unlabelled ones."""

@@ -40,7 +40,8 @@ LOADED = 8
 """How many samples are loaded: to see how long one takes, and to compare losses on them."""
 TIMED = 2
 """How many of them a step has that is timed."""
-DEFAULT_WORKERS = 2
+DEFAULTS = {"precision": "float32", "channels_last": True, "threads": None, "workers": 2}
+"""What is taken where nothing can be measured."""
 
 
 def settle(task: ClassyTask) -> None:
@@ -91,7 +92,9 @@ def _of_primary(key: str, value: Any) -> Any:
     if key == "precision":
         names = list(DTYPES)
         return names[distributed.integer_from_primary(names.index(value))]
-    number = distributed.integer_from_primary(NO_THREADS if value is None else value)
+    number = distributed.integer_from_primary(NO_THREADS if value is None else int(value))
+    if key == "channels_last":
+        return bool(number)
     return None if key == "threads" and number == NO_THREADS else number
 
 
@@ -110,7 +113,7 @@ class _Findings:
             reason = str(error).partition("\n")[0]
             self._told.append(f"nothing could be measured ({type(error).__name__}: {reason})")
         for key in missing:
-            self.values.setdefault(key, {"precision": "float32", "threads": None, "workers": DEFAULT_WORKERS}[key])
+            self.values.setdefault(key, DEFAULTS[key])
         self.told = f"{'; '.join(self._told)}; chosen in {time.monotonic() - started:.1f} s"
 
     def _measure(self) -> None:
@@ -122,29 +125,37 @@ class _Findings:
         if len(counts) == 1:
             self.values["threads"], counts = 1, []
             self._told.append("there is one core")
-        if not (counts or measures_precision or "workers" in self._missing):
+        measures_layout = "channels_last" in self._missing and self._on_cpu
+        if not (counts or measures_precision or measures_layout or "workers" in self._missing):
             return
         probe, loading = self._probe()
         with probe.without_traces():
-            variants = max(1, len(counts)) + 2 * measures_precision
+            variants = max(1, len(counts)) + 2 * measures_precision + 2 * measures_layout
             part = probe.within(SECONDS / (2 * variants), self._batch_size())
             if counts:
-                precision = self._task.runtime.precision
-                known = "float32" if precision == "auto" else precision
-                times = part.by_threads(counts, known, SECONDS / 2)
+                times = part.by_threads(counts, self._precision, SECONDS / 2)
                 self.values["threads"] = best = faster(times)
                 torch.set_num_threads(best)
                 told = ", ".join(f"{count}: {1000 * seconds:.0f} ms" for count, seconds in times.items())
                 self._told.append(f"a step with threads {told}")
             if measures_precision:
                 self._choose_precision(part.by_precision(SECONDS / 2), probe.losses())
+            if measures_layout:
+                layouts = part.by_layout(self._precision, SECONDS / 2)
+                self.values["channels_last"] = faster(layouts)
+                self._told.append(f"without channels last it takes {layouts[False] / layouts[True]:.2f} of one with it")
             if "workers" in self._missing:
-                name = self.values.get("precision", self._task.runtime.precision)
-                step = part.timed(name)
+                step = part.timed(self._precision)
                 pixels = probe.images[0].numel() / part.images[0].numel()
                 computing = step * pixels / len(part.images)
                 self.values["workers"] = workers_for(loading, computing, cores)
                 self._told.append(f"a sample takes {1000 * loading:.0f} ms to load, {1000 * computing:.0f} ms to learn")
+
+    @property
+    def _precision(self) -> Precision:
+        """The one that is known so far."""
+        found: Any = self.values.get("precision", self._task.runtime.precision)
+        return "float32" if found == "auto" else found
 
     def _choose_precision_by_kind(self) -> bool:
         """Chooses the precision where nothing is measured. Whether it must be measured."""
@@ -180,7 +191,7 @@ class _Findings:
         taken = [each for each in samples if each.image.shape == samples[0].image.shape]
         images, targets = (torch.stack([getattr(each, key) for each in taken]) for key in ("image", "target"))
         batch = Sample(images, targets, tuple(str(each.name) for each in taken))
-        batch = batch.to(task.engine.device, channels_last=task.runtime.channels_last)
+        batch = batch.to(task.engine.device, channels_last=task.runtime.takes_channels_last)
         images = task.normalizer(batch.image)
         # The first sample also pays for imports.
         return Probe(task.model, self._loss, images, batch.target, trains, (task.loss,)), min(seconds)

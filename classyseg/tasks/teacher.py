@@ -124,7 +124,7 @@ class Teacher:
 
     def place(self, device: torch.device, runtime: RuntimeConfig, student: ImageNormalizer) -> None:
         """Brings it to the device. It will see images that the `student`'s normaliser made."""
-        bring(self.model, device, channels_last=runtime.channels_last)
+        bring(self.model, device, channels_last=runtime.takes_channels_last)
         self._precision = _precision(runtime)
         own = ImageNormalizer(self.normalize, own_unit=self.own_unit).to(device)
         self._factor, self._shift = own.scale / student.scale, (student.mean - own.mean) * own.scale

@@ -47,6 +47,8 @@ DEEP = replace(CELLS, channels=5, bits=16, mean=(0.1,) * 5, std=(0.02,) * 5)
 CASES: dict[str, tuple[ProjectFacts, dict[str, Any]]] = {
     "weights_at_hand": (STREETS, {"task": "fine_tuning", "backbone": "efficientnet_lite0", "scale": 320 / 480}),
     "no_weights": (replace(STREETS, at_hand={}), {"task": "segmentation", "backbone": "resnet18", "weights": None}),
+    "few_minutes": (replace(STREETS, minutes=5), {"precision": "float32", "channels_last": True}),
+    "minutes_to_measure": (replace(STREETS, minutes=30), {"precision": "auto", "channels_last": "auto"}),
     "rare_pixels": (STREETS, {"class_weights": [0.77, 1.0, 4.0], "sampler": None}),
     "balanced": (CELLS, {"class_weights": None, "sampler": None, "scale": 1.0, "val_resize": None}),
     "rare_images": (replace(STREETS, presence=(1.0, 1.0, 0.04)), {"sampler": 0.1}),

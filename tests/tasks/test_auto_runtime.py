@@ -20,7 +20,7 @@ from classyseg.structures import Sample
 from classyseg.tasks import settling
 from runs import assert_equal, read_records, tiny_config, tiny_task
 
-AUTO = {"runtime.precision": "auto", "runtime.threads": "auto", "runtime.workers": "auto"}
+AUTO = {f"runtime.{key}": "auto" for key in ("precision", "channels_last", "threads", "workers")}
 SAVES = {"hooks": [{"name": "checkpoint", "every_epochs": 1, "keep": 5}]}
 
 
@@ -31,12 +31,15 @@ def runtime_of(run: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets what a step seems to take: bfloat16 as a share of float32, and two threads as a share of one."""
+    """Sets what a step seems to take: bfloat16 as a share of float32, two threads as a share of one, and torch's own
+    layout as a share of channels last."""
 
-    def set_times(bfloat16: float, two: float = 0.5) -> None:
+    def set_times(bfloat16: float, two: float = 0.5, own_layout: float = 1.0) -> None:
         def timed(self: Probe, precision: str) -> float:
             self.step("float32")
             share = {1: 1.0, 2: two}[torch.get_num_threads()]
+            if not self.images.is_contiguous(memory_format=torch.channels_last):
+                share *= own_layout
             return share * (bfloat16 if precision == "bfloat16" else 1.0)
 
         threads = [1]  # two real ones would wait for each other on a machine with other work
@@ -78,28 +81,40 @@ def test_as_many_workers_load_as_samples_take_of_a_step() -> None:
     assert workers_for(loading=9.0, computing=1.0, cores=4) == 4
 
 
-@pytest.mark.parametrize(("bfloat16", "two", "expected"), [(0.5, 0.5, ("bfloat16", 2)), (1.1, 1.5, ("float32", 1))])
+@pytest.mark.parametrize(
+    ("seems", "expected"), [((0.5, 0.5, 0.95), ("bfloat16", 2, True)), ((1.1, 1.5, 0.7), ("float32", 1, False))]
+)
 def test_what_is_chosen_is_told_once_and_stands_in_the_config_of_the_run(
-    says: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, bfloat16: float, two: float, expected: tuple[str, int]
+    says: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    seems: tuple[float, float, float],
+    expected: tuple[str, int, bool],
 ) -> None:
-    says(bfloat16, two)
+    says(*seems)
     caplog.set_level(logging.INFO)
     task = tiny_task({**AUTO, **SAVES, "num_epochs": 1})
     Trainer(tmp_path).train(task)
     runtime = runtime_of(tmp_path)
-    assert (runtime["precision"], runtime["threads"]) == expected
+    assert (runtime["precision"], runtime["threads"], runtime["channels_last"]) == expected
     assert isinstance(runtime["workers"], int)
     assert task.engine.precision.name == expected[0]
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("runtime: ")]
     assert len(told) == 1
     assert f"precision {expected[0]}" in told[0]
     assert "of one in float32" in told[0]
+    assert f"without channels last it takes {seems[2]:.2f} of one with it" in told[0]
     assert load(tmp_path, device="cpu").network.precision == expected[0]
+    for network in (task.evaluation.network, load(tmp_path, device="cpu").network):
+        assert network.channels_last == expected[2]
+        weight = next(each for each in network.model.parameters() if each.dim() == 4 and min(each.shape[1:3]) > 1)
+        assert weight.is_contiguous(memory_format=torch.channels_last) == expected[2]
 
 
 def test_a_run_that_chose_is_that_of_the_values_bit_for_bit(says: Any, tmp_path: Path) -> None:
-    says(0.5)
-    for name, runtime in (("auto", AUTO), ("given", {"runtime.precision": "bfloat16", "runtime.threads": 2})):
+    says(0.5, own_layout=0.5)
+    values = {"runtime.precision": "bfloat16", "runtime.threads": 2, "runtime.channels_last": False}
+    for name, runtime in (("auto", AUTO), ("given", values)):
         Trainer(tmp_path / name).train(tiny_task({**SAVES, **runtime, "num_epochs": 1}))
     auto, given = (tmp_path / name for name in ("auto", "given"))
     assert read_records(auto / "metrics.jsonl") == read_records(given / "metrics.jsonl")
@@ -111,7 +126,7 @@ def test_a_resumed_run_keeps_what_it_chose(says: Any, tmp_path: Path, caplog: py
     says(0.5)
     Trainer(tmp_path).train(tiny_task({**AUTO, **SAVES, "num_epochs": 1, "optimizer.schedule": "constant"}))
     chosen = runtime_of(tmp_path)
-    says(2.0, 3.0)  # now the machine has other work
+    says(2.0, 3.0, 0.5)  # now the machine has other work
     caplog.set_level(logging.INFO)
     Trainer(tmp_path, resume=True).train(
         tiny_task({**AUTO, **SAVES, "num_epochs": 2, "optimizer.schedule": "constant"})
@@ -178,7 +193,7 @@ def test_rounding_is_no_other_loss_and_a_large_error_is_one() -> None:
     assert not same_loss(Probe(lost, lambda out, _: out.float().std(0).mean(), 1000 + images, target, True).losses())
 
 
-@pytest.mark.parametrize("key", ["precision", "threads", "workers"])
+@pytest.mark.parametrize("key", ["precision", "channels_last", "threads", "workers"])
 def test_other_words_are_errors_that_name_what_is_accepted(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"runtime\.{key}.*auto"):
         build_task(tiny_config({f"runtime.{key}": "fast"}))
