@@ -28,10 +28,10 @@ Share = Annotated[Float, Field(ge=0, lt=1)]
 class SplitConfig(ConfigRecord):
     r"""A part of the files of one folder, chosen by their names: fractions (`val`, `test`), or k folds (`folds`).
 
-    All data sets of a config give the same keys, and another `part`; so each file is in exactly one of them. A group of
-    files (`by`) is never divided. A group's place depends on its name and `seed` alone: files that are added later move
-    no other one. So fractions hold for many groups, not exactly; of a few groups, a part may be empty, which is an
-    error.
+    All data sets of a config give the same keys, and another `part`; so each file is in exactly one of them. Other keys
+    of the same files are refused. A group of files (`by`) is never divided. A group's place depends on its name and
+    `seed` alone: files that are added later move no other one. So fractions hold for many groups, not exactly; of a few
+    groups, a part may be empty, which is an error.
 
     Args:
         part: `train`, `val` or `test`.

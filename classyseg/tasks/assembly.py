@@ -41,6 +41,7 @@ from classyseg.tasks.data_checks import (
     check_labels,
     check_loss,
     check_normalize,
+    check_parts,
     facts_of_all,
     normalizes,
 )
@@ -216,6 +217,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     facts = facts_of_all(labelled)
     kind = spec.kind(facts)
     check_data(data, problems, kind, labelled, spec.task.may_lack_masks)
+    check_parts(spec.dataset, problems)
 
     loss: ClassyLoss | None = None
     ignore_index = 255 if facts.ignore_index is None else facts.ignore_index

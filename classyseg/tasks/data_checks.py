@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -80,6 +80,38 @@ def check_data(
     for name, part in data.items():
         with problems.collected():
             check_colors(name, part)
+
+
+def check_parts(datasets: Mapping[str, Any], problems: Problems) -> None:
+    """Checks that data sets which divide the same files (`split`) divide them alike: else a file has two sides."""
+    first: dict[frozenset[tuple[str, str]], tuple[str, Mapping[str, Any]]] = {}
+    for name, config in datasets.items():
+        values = config.resolved() if isinstance(config, ComponentConfig) else config
+        for place, found in _divided(values, f"dataset.{name}"):
+            files = frozenset((key, value) for key, value in found.items() if isinstance(value, str))
+            wanted_place, wanted = first.setdefault(files, (place, found["split"]))
+            own = found["split"]
+            other = next((key for key in own if key != "part" and own[key] != wanted.get(key)), None)
+            if other is not None:
+                problems.found.append(
+                    ConfigError(
+                        f"{place}.split.{other}",
+                        f"found {shown(own[other])}; {wanted_place}.split has {shown(wanted.get(other))}, of the same "
+                        "files: give the same values, or files are on both sides",
+                    )
+                )
+
+
+def _divided(values: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The data sets in the config `values` at `place` that are a part of their files, each with its place."""
+    if isinstance(values, Mapping):
+        if isinstance(split := values.get("split"), Mapping) and "part" in split:
+            yield place, values
+        for key, value in values.items():
+            yield from _divided(value, f"{place}.{key}")
+    elif isinstance(values, list):
+        for i, value in enumerate(values):
+            yield from _divided(value, f"{place}[{i}]")
 
 
 def check_labels(data: Data, meters: Sequence[ClassyMeter | None], problems: Problems, *, whole_images: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -35,6 +36,30 @@ def refusal(changes: dict[str, Any]) -> str:
     with pytest.raises(ConfigError) as caught:
         check(changes)
     return str(caught.value)
+
+
+def parts_of(train: dict[str, Any], val: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """`train` and `val` are parts of one folder."""
+    sets = {"dataset.train": {**FOLDER, "split": {"part": "train", **train}}}
+    return {**sets, "dataset.val": {**FOLDER, **more, "split": {"part": "val", **val}}}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "told"),
+    [
+        ({"val": 0.2}, {"val": 0.2, "seed": 1}, r"split\.seed: found 1; dataset\.train\.split has 0"),
+        ({"val": 0.2}, {"val": 0.3}, r"split\.val: found 0\.3; dataset\.train\.split has 0\.2"),
+        ({"val": 0.2, "by": "file"}, {"val": 0.2}, r"split\.by: found 'stem'; .* has 'file'"),
+        ({"folds": 5, "fold": 0}, {"folds": 5, "fold": 1}, r"split\.fold: found 1; .* has 0"),
+        ({"folds": 5, "fold": 0}, {"val": 0.2}, r"split\.val: found 0\.2; .* has None"),
+    ],
+)
+def test_parts_of_one_folder_are_divided_alike(train: dict[str, Any], val: dict[str, Any], told: str) -> None:
+    assert re.search(rf"dataset\.val\.{told}.*on both sides", refusal(parts_of(train, val)))
+    check(parts_of(val, val))
+    check(parts_of(train, val, images="others"))  # other files, other parts
+    inside = {"name": "subset", "first": 2, "dataset": parts_of(train, val)["dataset.val"]}
+    assert re.search(rf"dataset\.val\.dataset\.{told}", refusal({**parts_of(train, val), "dataset.val": inside}))
 
 
 def on(data: dict[str, Any]) -> dict[str, Any]:
