@@ -1,11 +1,12 @@
 """Trained models and what they reach: the tables of `docs/results.md`, made of one small record for each run.
 
-    python benchmarks/results_page.py add RUN --config task_configs/camvid/lite0_fpn.yaml
+    python benchmarks/results_page.py add RUN --config task_configs/camvid/fcn_resnet18.yaml --commit 1a2b3c4
     python benchmarks/results_page.py write
 
 `add` reads a finished run of a committed config and writes `benchmarks/results/NAME.json`: what it reached, by which
-command, at which commit, in what time, on which machine. `--evaluation FILE` adds what `classyseg evaluate` measured on
-test by another protocol, `--note TEXT` a remark. `write` makes the tables of the page anew from all records.
+config and the code of which `--commit`, in what time, on which machine. `--evaluation FILE HOW` adds what `classyseg
+evaluate` measured on test by another protocol, `--note TEXT` a remark. `write` makes the tables of the page anew from
+all records.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def record_of(run: Path, config: Path) -> dict[str, Any]:
+def record_of(run: Path, config: Path, commit: str) -> dict[str, Any]:
     """What a run's folder tells. Raises: `SystemExit` for one of another config, or that has no `test` record."""
     path = config.resolve().relative_to(ROOT)
     if git("status", "--porcelain", "--", str(path)):
@@ -51,8 +53,8 @@ def record_of(run: Path, config: Path) -> dict[str, Any]:
     cpu, instructions = machine["cpu"]["name"], machine["torch"]["instructions"]
     return {
         "config": str(path),
-        "commit": git("log", "-1", "--format=%h", "--", str(path)),
-        "date": git("log", "-1", "--format=%cs"),
+        "commit": git("rev-parse", "--short", commit),
+        "date": datetime.fromtimestamp((run / "metrics.jsonl").stat().st_mtime, tz=UTC).date().isoformat(),
         "backbone": wanted["model"]["name"],
         "head": wanted["model"]["heads"]["main"]["name"],
         "weights": (wanted.get("start") or {}).get("weights"),
@@ -88,7 +90,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[str]:
             each["steps"],
             f"{each['hours']:.2f}",
             f"{each['machine']}, {each['precision']}",
-            each["commit"],
+            f"{each['commit']}, {each['date']}",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
@@ -122,12 +124,13 @@ def main(arguments: list[str] | None = None) -> None:
     add = parts.add_parser("add")
     add.add_argument("run", type=Path)
     add.add_argument("--config", type=Path, required=True)
+    add.add_argument("--commit", required=True, help="of the code that trained")
     add.add_argument("--evaluation", nargs=2, action="append", default=[], metavar=("FILE", "HOW"))
     add.add_argument("--note")
     parts.add_parser("write")
     parsed = parser.parse_args(arguments)
     if parsed.part == "add":
-        record = record_of(parsed.run, parsed.config)
+        record = record_of(parsed.run, parsed.config, parsed.commit)
         others = [(json.loads(Path(file).read_text(encoding="utf-8")), how) for file, how in parsed.evaluation]
         record["others"] = [{"how": how, "mean_iou": found["mean_iou"]} for found, how in others]
         record["note"] = parsed.note
