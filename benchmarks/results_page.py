@@ -41,6 +41,8 @@ def record_of(run: Path, config: Path, commit: str) -> dict[str, Any]:
         raise SystemExit(f"{path}: is not committed")
     wanted = TASKS.validate(load_config(config)).resolved()
     found = load_config(run / "config.yaml")
+    settled = {key: found["runtime"][key] for key, value in wanted["runtime"].items() if value == "auto"}
+    wanted["runtime"] = {**wanted["runtime"], **settled}
     other = sorted(key for key, value in wanted.items() if found.get(key) != value and value is not None)
     if other:
         raise SystemExit(f"{run}: was trained by another config: {', '.join(other)}")
@@ -134,12 +136,15 @@ def main(arguments: list[str] | None = None) -> None:
         others = [(json.loads(Path(file).read_text(encoding="utf-8")), how) for file, how in parsed.evaluation]
         record["others"] = [{"how": how, "mean_iou": found["mean_iou"]} for found, how in others]
         record["note"] = parsed.note
+        RECORDS.mkdir(exist_ok=True)
         path = RECORDS / f"{parsed.config.parent.name}_{parsed.config.stem}.json"
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(path)
         return
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDS.glob("*.json"))]
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    before, begin, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    if not begin:
+        raise SystemExit(f"{PAGE}: has no line {BEGIN}")
     PAGE.write_text(f"{before}{BEGIN}\n\n{tables(records)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 

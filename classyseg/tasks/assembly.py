@@ -217,7 +217,7 @@ def _assembled(spec: TaskSpec, *, real: bool) -> Parts | None:
     facts = facts_of_all(labelled)
     kind = spec.kind(facts)
     check_data(data, problems, kind, labelled, spec.task.may_lack_masks)
-    check_parts(spec.dataset, problems)
+    check_parts({name: spec.dataset[name] for name in labelled}, problems)
 
     loss: ClassyLoss | None = None
     ignore_index = 255 if facts.ignore_index is None else facts.ignore_index

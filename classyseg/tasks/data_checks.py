@@ -82,36 +82,66 @@ def check_data(
             check_colors(name, part)
 
 
+NAMES_FILES = ("name", "root", "images", "annotations", "data", "folders", "list", "table", "image_suffix")
+"""Keys of data sets that say which files they read. Sets with the same values read the same ones."""
+
+
+class Divided(NamedTuple):
+    """A data set in a config: its place, that of the set of the task that it belongs to, and its key `split`."""
+
+    of: str
+    place: str
+    split: Any
+
+    def overlaps(self, other: Divided) -> bool:
+        """Whether this one, a part of its files, may have files of `other`, a set of the same files that is no part."""
+        named = self.split.get("of")
+        return named is None or other.split is None or other.split == named
+
+
 def check_parts(datasets: Mapping[str, Any], problems: Problems) -> None:
     """Checks that data sets which divide the same files (`split`) divide them alike: else a file has two sides."""
-    first: dict[frozenset[tuple[str, str]], tuple[str, Mapping[str, Any]]] = {}
+    groups: dict[str, list[Divided]] = {}
     for name, config in datasets.items():
         values = config.resolved() if isinstance(config, ComponentConfig) else config
-        for place, found in _divided(values, f"dataset.{name}"):
-            files = frozenset((key, value) for key, value in found.items() if isinstance(value, str))
-            wanted_place, wanted = first.setdefault(files, (place, found["split"]))
-            own = found["split"]
-            other = next((key for key in own if key != "part" and own[key] != wanted.get(key)), None)
-            if other is not None:
-                problems.found.append(
-                    ConfigError(
-                        f"{place}.split.{other}",
-                        f"found {shown(own[other])}; {wanted_place}.split has {shown(wanted.get(other))}, of the same "
-                        "files: give the same values, or files are on both sides",
+        for files, found in _by_files(values, f"dataset.{name}", f"dataset.{name}"):
+            groups.setdefault(files, []).append(found)
+    for group in groups.values():
+        parts = [each for each in group if isinstance(each.split, Mapping)]
+        for part in parts:
+            first = next(each for each in parts if each.split.get("of") == part.split.get("of"))
+            with problems.collected():
+                _check_divided_alike(part, first)
+        for other in (each for each in group if not isinstance(each.split, Mapping)):
+            with problems.collected():
+                part = next((each for each in parts if each.of != other.of and each.overlaps(other)), None)
+                if part is not None:
+                    raise ConfigError(
+                        other.place,
+                        f"takes files that {part.place}.split divides, so some are on both sides; give it a part, too",
                     )
-                )
 
 
-def _divided(values: Any, place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The data sets in the config `values` at `place` that are a part of their files, each with its place."""
+def _check_divided_alike(part: Divided, first: Divided) -> None:
+    for key, value in part.split.items():
+        if key != "part" and value != first.split.get(key):
+            raise ConfigError(
+                f"{part.place}.split.{key}",
+                f"found {shown(value)}; {first.place}.split has {shown(first.split.get(key))}, of the same files: give "
+                "the same values, or files are on both sides",
+            )
+
+
+def _by_files(values: Any, of: str, place: str) -> Iterator[tuple[str, Divided]]:
+    """The data sets in the config `values` at `place`, each with a text that is the same for the same files."""
     if isinstance(values, Mapping):
-        if isinstance(split := values.get("split"), Mapping) and "part" in split:
-            yield place, values
+        if "split" in values:
+            yield repr([values.get(key) for key in NAMES_FILES]), Divided(of, place, values["split"])
         for key, value in values.items():
-            yield from _divided(value, f"{place}.{key}")
+            yield from _by_files(value, of, f"{place}.{key}")
     elif isinstance(values, list):
         for i, value in enumerate(values):
-            yield from _divided(value, f"{place}[{i}]")
+            yield from _by_files(value, of, f"{place}[{i}]")
 
 
 def check_labels(data: Data, meters: Sequence[ClassyMeter | None], problems: Problems, *, whole_images: bool) -> None:

@@ -58,8 +58,33 @@ def test_parts_of_one_folder_are_divided_alike(train: dict[str, Any], val: dict[
     assert re.search(rf"dataset\.val\.{told}.*on both sides", refusal(parts_of(train, val)))
     check(parts_of(val, val))
     check(parts_of(train, val, images="others"))  # other files, other parts
+    assert re.search(told, refusal(parts_of(train, val, ignore_index=254, masks="of_others")))
     inside = {"name": "subset", "first": 2, "dataset": parts_of(train, val)["dataset.val"]}
     assert re.search(rf"dataset\.val\.dataset\.{told}", refusal({**parts_of(train, val), "dataset.val": inside}))
+
+
+def sly(**keys: Any) -> dict[str, Any]:
+    return {"name": "supervisely", "root": "sly", "classes": ["ground", "crop"], **keys}
+
+
+def test_other_folders_of_a_project_are_other_files() -> None:
+    one, other = (
+        sly(folders=["a"], split={"part": "train", "val": 0.2}),
+        sly(folders=["b"], split={"part": "val", "val": 0.5}),
+    )
+    check({"dataset.train": one, "dataset.val": other})
+    with pytest.raises(ConfigError, match=r"dataset\.val\.split\.val: found 0\.5"):
+        check({"dataset.train": one, "dataset.val": {**other, "folders": ["a"]}})
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+def test_a_part_of_all_files_and_all_files_are_no_two_sets(split: str | None) -> None:
+    whole = {"name": "cvat_masks", "root": "cvat", "classes": ["ground", "crop"], "split": split}
+    part = {**whole, "split": {"part": "train", "val": 0.2}}
+    told = r"dataset\.val: takes files that dataset\.train\.split divides"
+    assert re.search(told, refusal({"dataset.train": part, "dataset.val": whole}))
+    check({"dataset.train": part, "dataset.val": {**whole, "root": "other"}})
+    check(on(whole))  # the training set may be measured on purpose
 
 
 def on(data: dict[str, Any]) -> dict[str, Any]:
