@@ -27,18 +27,25 @@ class Case:
 def sizes_for(traced: tuple[int, int], facts: ExportFacts) -> list[tuple[int, int]]:
     """Sizes that differ from `traced` in both axes, and most of them in both remainders by 32.
 
-    The first is the smallest; the last is the largest, where there is one.
+    The first is the smallest, if it is not `traced` itself; the last is the largest, where there is one.
 
     Where sides must be multiples of a number, remainders are those of the number of multiples.
     """
     unit = facts.multiple
+    step = max(1, unit // 32)
     found: list[tuple[int, int]] = []
     low = tuple(max(unit, -(-side // unit) * unit) for side in facts.smallest)
-    wanted = [low, *((traced[0] + dy, traced[1] + dx) for dy, dx in OFFSETS)]
+
+    def moved(axis: int, by: int) -> int:
+        by = by if traced[axis] + by >= low[axis] else -by
+        return traced[axis] + by
+
+    wanted = [low, *((moved(0, step * dy), moved(1, step * dx)) for dy, dx in OFFSETS)]
     for height, width in wanted:
         size = (max(low[0], height // unit * unit), max(low[1], width // unit * unit))
         fits = facts.largest is None or (size[0] <= facts.largest[0] and size[1] <= facts.largest[1])
-        if size[0] != traced[0] and size[1] != traced[1] and size not in found and fits:
+        other = size[0] != traced[0] and size[1] != traced[1]
+        if (other or size == low != traced) and size not in found and fits:
             found.append(size)
     return found if facts.largest is None or facts.largest in found else [*found, facts.largest]
 

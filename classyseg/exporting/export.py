@@ -62,7 +62,7 @@ LARGEST = (1024, 1024)
 SMALLEST_BOUND = (256, 320)
 """With a smaller one, there would be too few sizes to compare."""
 SMALLEST_MOST = 80
-"""Where a file differs at images that are smaller, it takes larger ones only. The other sizes are larger than this."""
+"""Where a file differs at images that are smaller, it takes larger ones only."""
 MOST = 2**31 - 1
 """The most images at once."""
 GREY_LEVEL = 5e-3
@@ -135,7 +135,8 @@ def export(
         limit = max(row.tolerance, GREY_LEVEL if rounds else 0) if tolerance is None else tolerance
         facts, each = _proven(temporary, row, result, predictor, given, limit)
         if quantization is not None:
-            quantize(row, temporary, (_given(predictor, image, input_kind) for image in quantization.images))
+            inputs = _fitting([_given(predictor, image, input_kind) for image in quantization.images], facts)
+            quantize(row, temporary, inputs, facts.batch or 1)
             checks = _compared(temporary, row, facts, predictor, each, ANY_DIFFERENCE)
             facts = facts.model_copy(update={"precision": NAME, "checks": checks})
             row.annotate(result, temporary, facts.text())
@@ -195,25 +196,27 @@ def _proven(
     """The facts with the comparisons that the file at `path` has passed, and what it was compared on.
 
     A network may be unsteady on a few pixels: a norm of nearly equal values makes much of the last bits. Where a file
-    differs at its smallest size, it takes larger images only: from twice the size on, until the comparison holds.
+    differs at its smallest size, it takes larger images only: from twice the size on, until the comparison holds. It
+    must still take all images of `given` that it took.
 
     Raises: `RefusedError`; `DiffersError`, also where it still differs at sides of `SMALLEST_MOST` pixels.
     """
     facts, traced_at = result.facts, (result.example.shape[-2], result.example.shape[-1])
     problem = None
+    fitting = _fitting(given, facts)
     while True:
-        each = [*cases(facts, traced_at, BATCH + 1, _fitting(given, facts))]
+        each = [*cases(facts, traced_at, BATCH + 1, fitting)]
         try:
             checks = _compared(path, row, facts, predictor, each, limit)
             if facts.output_kind == "labels":
                 checks = _with_scores(checks, path, row, result, predictor, each, limit)
         except DiffersError as error:
             low = sizes_for(traced_at, facts)[0]
-            larger = (2 * low[0], 2 * low[1])
-            if error.size != low or max(larger) > SMALLEST_MOST:
+            larger = facts.model_copy(update={"smallest": (2 * low[0], 2 * low[1])})
+            loses_images = not all(_fits((image.shape[-2], image.shape[-1]), larger) for image in fitting)
+            if error.size != low or max(larger.smallest) > SMALLEST_MOST or loses_images:
                 raise
-            problem = problem or error
-            facts = facts.model_copy(update={"smallest": larger})
+            problem, facts = problem or error, larger
             continue
         if problem is not None:
             log.warning("%s; so the file takes images from %d x %d on", problem, *facts.smallest)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from classyseg.errors import ConfigError
 from classyseg.inference.exported.contract import DiffersError, Format
@@ -63,9 +63,12 @@ def require_int8(row: Format) -> None:
             raise ConfigError("--format int8: nncf is not installed: pip install 'classyseg[int8]'")
 
 
-def quantize(row: Format, path: Path, images: Iterable[Tensor]) -> None:
-    """Replaces the file at `path` by one of 8 bits, with ranges as `images`, the file's inputs (C, H, W), make them."""
-    arrays = [image[None].numpy() for image in images]
+def quantize(row: Format, path: Path, images: Iterable[Tensor], batch: int = 1) -> None:
+    """Replaces the file at `path` by one of 8 bits, with ranges as `images`, the file's inputs (C, H, W), make them.
+
+    Each image is `batch` times in what the file gets.
+    """
+    arrays = [image[None].expand(batch, *image.shape).contiguous().numpy() for image in images]
     if not arrays:
         raise ConfigError("--format int8: found no image for the calibration; --calibration-images takes 1 or more")
     with quiet(), without_telemetry():
@@ -90,6 +93,35 @@ def drop_of(predictor: Predictor, small: Predictor, settings: Quantization) -> M
     }
 
 
+class Step(NamedTuple):
+    """An operator of a graph: its name, those of what it reads and gives, and whether it has weights."""
+
+    name: str
+    reads: Sequence[str]
+    gives: Sequence[str]
+    heavy: bool
+
+
+def outside_weights(steps: Sequence[Step]) -> list[str]:
+    """The names of the `steps`, in the order of the graph, before the first ones with weights and behind the last ones.
+
+    They stay exact.
+    """
+    after: set[str] = set()
+    before: set[str] = set()
+    for step in steps:
+        if step.heavy or not after.isdisjoint(step.reads):
+            after.update(step.gives)
+    for step in reversed(steps):
+        if step.heavy or not before.isdisjoint(step.gives):
+            before.update(step.reads)
+    return [
+        step.name
+        for step in steps
+        if not step.heavy and (after.isdisjoint(step.reads) or before.isdisjoint(step.gives))
+    ]
+
+
 # -- OpenVINO, by NNCF -------------------------------------------------------------------------------------------------
 
 
@@ -97,19 +129,16 @@ def _quantize_openvino(path: Path, arrays: Sequence[Any]) -> None:
     import nncf  # type: ignore[import-untyped]
 
     model = library().Core().read_model(path)
-    early = []
-    after_weights: set[str] = set()
+    steps = []
     for node in model.get_ordered_ops():
-        name = node.get_friendly_name()
+        name, kind = node.get_friendly_name(), node.get_type_name()
         sources = [node.input_value(i).get_node() for i in range(node.get_input_size())]
-        heavy = node.get_type_name() in OPENVINO_HEAVY or (
-            node.get_type_name() == "MatMul" and any(each.get_type_name() == "Constant" for each in sources)
+        heavy = kind in OPENVINO_HEAVY or (
+            kind == "MatMul" and any(each.get_type_name() == "Constant" for each in sources)
         )
-        if heavy or any(each.get_friendly_name() in after_weights for each in sources):
-            after_weights.add(name)
-        elif node.get_type_name() not in ("Constant", "Parameter"):
-            early.append(name)
-    scope = nncf.IgnoredScope(names=early, validate=False)
+        if kind not in ("Constant", "Parameter", "Result"):
+            steps.append(Step(name, [each.get_friendly_name() for each in sources], [name], heavy))
+    scope = nncf.IgnoredScope(names=outside_weights(steps), validate=False)
     try:
         found = nncf.quantize(model, nncf.Dataset(arrays), subset_size=len(arrays), ignored_scope=scope)
     except Exception as error:  # it has error types of its own
@@ -152,7 +181,7 @@ def _quantize_onnx(path: Path, arrays: Sequence[Any]) -> None:
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
-            nodes_to_exclude=_outside_weights(model.graph),
+            nodes_to_exclude=outside_weights(_onnx_steps(model.graph)),
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
         (folder / "int8.onnx").replace(path)
@@ -164,30 +193,13 @@ def _quantize_onnx(path: Path, arrays: Sequence[Any]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _outside_weights(graph: Any) -> list[str]:
-    """The names of the operators before the first ones with weights, and behind the last ones."""
+def _onnx_steps(graph: Any) -> list[Step]:
     constants = {each.name for each in graph.initializer}
-    nodes = list(graph.node)  # ONNX keeps them in order
-
-    def heavy(node: Any) -> bool:
-        return node.op_type in ONNX_HEAVY or (
-            node.op_type == "MatMul" and any(name in constants for name in node.input)
-        )
-
-    after: set[str] = set()
-    before: set[str] = set()
-    for node in nodes:
-        if heavy(node) or any(name in after for name in node.input):
-            after.update(node.output)
-    for node in reversed(nodes):
-        if heavy(node) or any(name in before for name in node.output):
-            before.update(node.input)
-    return [
-        node.name
-        for node in nodes
-        if not heavy(node)
-        and not (any(name in after for name in node.input) and any(name in before for name in node.output))
-    ]
+    steps = []
+    for node in graph.node:  # ONNX keeps them in order
+        weighted = node.op_type == "MatMul" and any(name in constants for name in node.input)
+        steps.append(Step(node.name, node.input, node.output, weighted or node.op_type in ONNX_HEAVY))
+    return steps
 
 
 QUANTIZERS: Mapping[str, Callable[[Path, Sequence[Any]], None]] = {

@@ -79,7 +79,8 @@ class SamplePredictionsHook(ClassyHook):
                 try:
                     self._draw(task.run_folder, task.metrics["step"])
                 except OSError as error:
-                    log.warning("%s: pictures cannot be written (%s); the run goes on", error.filename, error.strerror)
+                    place = error.filename or task.run_folder / PREDICTIONS
+                    log.warning("%s: pictures cannot be written (%s); the run goes on", place, error.strerror)
                 except Exception as error:  # of drawing
                     told = printable(f"{type(error).__name__}: {error}", 500)
                     log.warning("sample_predictions: pictures cannot be drawn (%s); the run goes on", told)

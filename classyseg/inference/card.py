@@ -38,6 +38,7 @@ LICENCES = (
 FOLDER = "FOLDER"
 """Stands in a card for the place of the model."""
 HEADER = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
+USED = re.compile(rf"""(classyseg\.load\(["']|classyseg predict )(?:{FOLDER}|hf://[^\s"')]+)""")
 LICENCE = re.compile(r"^## Licence\n\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 SPECIAL = re.compile(r"[\\`*{}\[\]<>#|~&$!]|(?<!\w)_|_(?!\w)")
 MAX_VALUE = 500
@@ -96,10 +97,8 @@ def _read_header(text: str) -> dict[str, Any]:
 
 
 def placed_at(text: str, address: str) -> str:
-    """A card whose examples load the model from `address`, in place of a folder without a name."""
-    for before in ('classyseg.load("', "classyseg predict "):
-        text = text.replace(f"{before}{FOLDER}", f"{before}{address}")
-    return text
+    """A card whose examples load the model from `address`, in place of a folder without a name or another hub."""
+    return USED.sub(lambda found: found[1] + address, text)
 
 
 def escaped(text: str) -> str:

@@ -40,7 +40,7 @@ MAX_TEXT = 2**18
 MAX_ROWS = 50
 """So many bad samples, steps that were not finite, and differences of configs are shown; the newest ones."""
 MAX_IMAGE_BYTES = 5 * 2**19
-"""All pictures of a page together have at most so many bytes; those of a later place are left out."""
+"""All pictures of a page together have at most so many bytes; those that do not fit are left out."""
 
 
 def write_report(folder: Path) -> Path:

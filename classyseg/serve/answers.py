@@ -56,6 +56,11 @@ class Answers:
             )
         if len(predictor.classes) > MAX_LABELS:
             raise ConfigError(f"serve: this model has {len(predictor.classes)} classes; accepted are {MAX_LABELS}")
+        facts = getattr(predictor.model, "facts", None)  # of an exported file
+        if facts is not None and facts.whole_images and facts.output_kind == "labels":
+            raise ConfigError(
+                "serve: this file gives a class of whole images without its score; export it with --output-kind scores"
+            )
         self.predictor, self.limits = predictor, limits
         self.gives_maps = predictor.network.gives_maps(predictor.head)
         self.rule = None if self.gives_maps else ClassRule.of(predictor, None, None)

@@ -14,17 +14,20 @@ T = TypeVar("T")
 class Worker:
     """Does one piece of work after the other, in the order in which they come. It never holds up the end of a process.
 
-    A future that is cancelled before its turn is left out; work that has begun cannot be stopped.
+    A future that is cancelled before its turn is left out, and its work, with the image in it, is let go at once; work
+    that has begun cannot be stopped.
     """
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Future[Any], list[Callable[[], Any]]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="classyseg serve", daemon=True)
         self._thread.start()
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
-        self._queue.put((future, work))
+        left = [work]
+        future.add_done_callback(lambda _: left.clear())
+        self._queue.put((future, left))
         return future
 
     def close(self, seconds: float) -> bool:
@@ -35,13 +38,13 @@ class Worker:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            future, work = item
+            future, left = item
             if future.set_running_or_notify_cancel():
                 try:
-                    result = work()
+                    result = left.pop()()
                 except BaseException as error:  # whoever waits for the future decides
                     future.set_exception(error)
                 else:
                     future.set_result(result)
                     del result
-            del item, future, work  # an image lives no longer than its prediction
+            del item, future, left  # an image lives no longer than its prediction

@@ -114,11 +114,12 @@ def check_parts(datasets: Mapping[str, Any], problems: Problems) -> None:
                 _check_divided_alike(part, first)
         for other in (each for each in group if not isinstance(each.split, Mapping)):
             with problems.collected():
-                part = next((each for each in parts if each.of != other.of and each.overlaps(other)), None)
-                if part is not None:
+                overlapping = [each for each in parts if each.of != other.of and each.overlaps(other)]
+                if overlapping:
                     raise ConfigError(
                         other.place,
-                        f"takes files that {part.place}.split divides, so some are on both sides; give it a part, too",
+                        f"takes files that {overlapping[0].place}.split divides, so some are on both sides; give it a "
+                        "part, too",
                     )
 
 

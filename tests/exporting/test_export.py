@@ -21,6 +21,7 @@ import classyseg
 from classyseg.cli.main import main
 from classyseg.errors import ConfigError, DataError
 from classyseg.exporting import Export, export
+from classyseg.exporting.check import sizes_for
 from classyseg.inference import Preparation
 from classyseg.inference.exported.contract import DiffersError, Run
 from classyseg.inference.exported.formats import FORMATS
@@ -308,6 +309,29 @@ def test_a_file_that_differs_at_larger_images_is_refused(tmp_path: Path, monkeyp
     with pytest.raises(DiffersError, match="differs from the model by"):
         export(predictor_with("fcn"), format="torch_export", output=tmp_path / "m.pt2", output_kind="scores")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_takes_no_larger_images_where_those_of_val_are_as_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unsteady_below(20, monkeypatch)
+    images = [picture(30, 50)]
+    with pytest.raises(DiffersError, match="at 17 x 33"):
+        export(
+            predictor_with("fcn"), format="torch_export", output=tmp_path / "m.pt2", output_kind="scores", images=images
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unit", [1, 2, 8, 32, 64, 128])
+def test_sizes_of_a_comparison_are_many_and_begin_with_the_smallest(unit: int, made: Export) -> None:
+    facts = made.facts.model_copy(update={"multiple": unit, "smallest": (1, 1)})
+    traced = (max(128, unit), max(192, 2 * unit))
+    found = sizes_for(traced, facts)
+    assert len(found) >= 6
+    assert found[0] == (unit, unit)
+    assert all(height % unit == width % unit == 0 for height, width in found)
+    assert all(height != traced[0] and width != traced[1] for height, width in found[1:])
 
 
 def test_a_file_that_is_there_is_kept_without_overwrite(made: Export) -> None:

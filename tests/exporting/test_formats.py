@@ -27,7 +27,7 @@ from classyseg.config import ConfigTree, dump_yaml
 from classyseg.datasets import build_dataset
 from classyseg.errors import ConfigError, DataError
 from classyseg.exporting import Quantization, export
-from classyseg.exporting.int8 import drop_of
+from classyseg.exporting.int8 import Step, drop_of, outside_weights
 from classyseg.heads import build_head
 from classyseg.inference import Predictor
 from classyseg.inference.exported import aoti_file
@@ -175,7 +175,7 @@ def test_int8_of_onnx_leaves_what_comes_before_the_first_convolution_and_behind_
 
     path = tmp_path / "m.onnx"
     settings = Quantization(pictures(2), steady(0.5, 0.5))
-    export(tiny_predictor(), format="int8", output=path, quantization=settings)
+    export(tiny_predictor(), format="int8", output=path, batch=2, quantization=settings)
     graph = onnx.load(path).graph
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("Conv") == 5
@@ -186,6 +186,20 @@ def test_int8_of_onnx_leaves_what_comes_before_the_first_convolution_and_behind_
     assert "QuantizeLinear" not in kinds[: kinds.index("Sub")], "the image is normalised as it is"
     last = max(i for i, kind in enumerate(kinds) if kind == "Conv")
     assert kinds[last:].count("QuantizeLinear") == 1, "the convolution's own output; scores are no multiples of 1/256"
+
+
+def test_what_has_weights_neither_before_nor_behind_it_stays_exact() -> None:
+    steps = [
+        Step("scale", ["image"], ["a"], heavy=False),
+        Step("conv", ["a"], ["b"], heavy=True),
+        Step("relu", ["b"], ["c"], heavy=False),
+        Step("side", ["a"], ["d"], heavy=False),
+        Step("join", ["c", "d"], ["e"], heavy=False),
+        Step("head", ["e"], ["f"], heavy=True),
+        Step("add", ["f", "c"], ["g"], heavy=False),
+        Step("softmax", ["g"], ["h"], heavy=False),
+    ]
+    assert outside_weights(steps) == ["scale", "side", "add", "softmax"]
 
 
 @pytest.mark.parametrize(("before", "after"), [(0.62, 0.60), (0.62, float("nan"))])

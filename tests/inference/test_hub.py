@@ -23,6 +23,7 @@ import classyseg
 from classyseg.cli.main import main
 from classyseg.errors import ConfigError
 from classyseg.inference import Card, Predictor
+from classyseg.inference.card import placed_at
 from classyseg.models import build_model
 from classyseg.weights import hub as hub_files
 from hub_server import Hub
@@ -87,6 +88,13 @@ def test_a_model_comes_back_as_it_was_pushed(hub: Hub, predictor: Predictor, lar
     assert 'classyseg.load("hf://o/n")' in found.readme
     assert "| mean_iou | 0.7500 |" in found.readme
     assert "license: mit" in found.readme
+
+
+@pytest.mark.parametrize("before", ["FOLDER", "hf://a/x@v1"])
+def test_the_examples_of_a_card_load_from_where_it_goes(before: str) -> None:
+    text = f'model = classyseg.load("{before}")\nclassyseg predict {before} photo.jpg\nMade from hf://a/x@v1.\n'
+    expected = 'model = classyseg.load("hf://b/y")\nclassyseg predict hf://b/y photo.jpg\nMade from hf://a/x@v1.\n'
+    assert placed_at(text, "hf://b/y") == expected
 
 
 def test_revisions_and_folders_are_apart(hub: Hub, predictor: Predictor, files: dict[str, bytes]) -> None:

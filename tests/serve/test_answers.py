@@ -18,7 +18,8 @@ from predicted import noise
 from classyseg.cli.main import main
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.errors import ConfigError
-from classyseg.inference import Predictor
+from classyseg.exporting import export
+from classyseg.inference import Predictor, load
 from classyseg.serve import Limits, PredictionServer
 from served import CLASSES, PALETTE, Served, png, serving, whole_image_predictor
 
@@ -115,6 +116,12 @@ def test_the_picture_of_16_bits_is_scaled_to_8(served: Served) -> None:
 def test_accept_or_the_query_choose_the_answer(served: Served, accept: str | None, query: str, kind: Any) -> None:
     answer = served.predict(png(noise(4, 5)), query, **({} if accept is None else {"accept": accept}))
     assert (answer.status if isinstance(kind, int) else answer.headers["content-type"]) == kind
+
+
+def test_a_file_that_gives_a_class_without_a_score_is_refused_at_the_start(tmp_path: Path) -> None:
+    made = export(whole_image_predictor(), format="torch_export", output=tmp_path / "m.pt2")
+    with pytest.raises(ConfigError, match="--output-kind scores"):
+        PredictionServer(load(made.path), port=0)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -229,6 +229,19 @@ def test_an_image_whose_client_has_gone_is_not_predicted(predictor: Predictor, g
         assert gate.count == 1
 
 
+def test_images_of_clients_that_have_gone_take_no_memory(predictor: Predictor, gate: Gate) -> None:
+    body = bytes(5 * 10**6)
+    with serving(predictor, Limits(waiting=1)) as server, asking(server, 1):
+        assert gate.begun.wait(20)
+        with memory_within(50 * 2**10):
+            for _ in range(20):
+                with server.connected(HEAD + b"Content-Length: %d\r\n\r\n" % len(body)) as connection:
+                    connection.sendall(body)
+                    until(lambda: server.ask("GET", "/health").json["requests"] == 2)
+                until(lambda: server.ask("GET", "/health").json["requests"] == 1)
+        gate.open.set()
+
+
 def test_a_prediction_that_takes_too_long_is_given_up_but_keeps_its_place(predictor: Predictor, gate: Gate) -> None:
     with serving(predictor, Limits(predict_seconds=0.3, waiting=1)) as server:
         late = server.predict(GOOD)
