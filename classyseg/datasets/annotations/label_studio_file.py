@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -52,15 +54,15 @@ def read_tasks(path: Path, image_key: str | None, several: Several) -> list[Task
     contents = [file.contents] if isinstance(file.contents, dict) else file.contents
     if not isinstance(contents, list) or not contents:
         file.refuse(f"is {in_words(contents)}; expected a list of tasks, as Label Studio exports it")
-    tasks: dict[int, list[Task]] = {}
+    tasks: dict[int, list[tuple[tuple[float, int], Task]]] = {}
     for i, entry in enumerate(contents):
         number = file.number(f"entry {i}", entry, "id")
         task = (_full if "annotations" in entry else _short)(file, number, entry, image_key, several)
-        tasks.setdefault(number, []).append(task)
+        tasks.setdefault(number, []).append((_age(entry), task))
     for number, found in tasks.items():
         if len(found) > 1 and several == "error":
             file.refuse(f"task {number} has {len(found)} annotations; set several: newest, or keep one in Label Studio")
-    return [found[-1] for found in tasks.values()]
+    return [max(found, key=lambda each: each[0])[1] for found in tasks.values()]
 
 
 def read_images(path: Path, image_key: str | None) -> dict[int, str]:
@@ -98,10 +100,29 @@ def _full(file: JsonFile, number: int, entry: dict[str, Any], image_key: str | N
             f"{place} has {len(kept)} annotations, and not one of them is the ground truth; set several: newest, or "
             "mark one in Label Studio"
         )
-    results = max(kept, key=lambda each: str(each.get("updated_at", ""))).get("result")
+    results = max(kept, key=_age).get("result")
     if not isinstance(results, list):
         file.refuse(f"{place}: its result is {in_words(results)}; expected a list of regions")
     return _task(file, number, image, _results(file, place, results))
+
+
+def _age(annotation: Mapping[str, Any]) -> tuple[float, int]:
+    """When an annotation was changed, and its number, which is larger the later it was made: the newest has the largest.
+
+    JSON-MIN has the newest first. So of equal ones the first counts, as `max` takes it.
+    """
+    times = (_seconds(annotation.get(key)) for key in ("updated_at", "created_at"))
+    number = annotation.get("annotation_id", annotation.get("id"))
+    return next((time for time in times if time is not None), -math.inf), number if type(number) is int else -1
+
+
+def _seconds(written: Any) -> float | None:
+    """A time of ISO 8601 as seconds; None for anything else. A time without a zone is in UTC."""
+    try:
+        time = datetime.fromisoformat(written)
+    except (TypeError, ValueError):
+        return None
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 def _results(file: JsonFile, place: str, results: Sequence[Any]) -> Iterator[tuple[str, dict[str, Any]]]:

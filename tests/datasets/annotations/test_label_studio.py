@@ -243,6 +243,48 @@ def test_of_several_annotations_the_ground_truth_counts_or_the_newest_on_demand(
     assert build_dataset({**tree(tmp_path, both), "classes": ["car"]}).load(0).target.max() == 1
 
 
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        ({"updated_at": "2024-03-01T10:00:00.5Z"}, {"updated_at": "2024-03-01T09:59:59.000000Z"}),
+        ({"updated_at": "2024-03-01T10:00:00+00:00"}, {"updated_at": "2024-03-01T11:30:00+02:00"}),
+        ({"updated_at": "2024-03-01T10:00:00"}, {"updated_at": "2024-03-01T11:30:00+02:00"}),
+        (
+            {"created_at": "2024-01-01T00:00:00Z", "updated_at": "2024-05-01T00:00:00Z"},
+            {"created_at": "2024-02-01T00:00:00Z", "updated_at": "2024-02-01T00:00:00Z"},
+        ),
+        ({"created_at": "2024-03-01T10:00:00Z"}, {"created_at": "2024-02-01T10:00:00Z", "updated_at": None}),
+        ({"updated_at": "no time", "id": 12, "annotation_id": 12}, {"id": 9, "annotation_id": 9}),
+    ],
+)
+@pytest.mark.parametrize("form", ["short", "full"])
+@pytest.mark.parametrize("first", ["new", "old"])
+def test_the_newest_annotation_is_the_one_changed_last_in_any_order_of_the_file(
+    tmp_path: Path, new: dict[str, Any], old: dict[str, Any], form: str, first: str
+) -> None:
+    made = [(new, [left_half("car")]), (old, [])]
+    made = made if first == "new" else made[::-1]
+    if form == "short":
+        size = {"original_width": WIDTH, "original_height": HEIGHT}
+        tasks = [
+            {"image": "a.png", **times, "id": 1, "tag": [{**each["value"], **size} for each in results]}
+            for times, results in made
+        ]
+    else:
+        annotations = [task(1, "a.png", *results, **times)["annotations"][0] for times, results in made]
+        tasks = [{**task(1, "a.png"), "annotations": annotations}]
+    config = {**tree(tmp_path, *tasks), "classes": ["car"]}
+    assert build_dataset({**config, "several": "newest"}).load(0).target.max() == 1
+
+
+def test_of_several_annotations_without_times_the_first_of_the_file_is_the_newest(tmp_path: Path) -> None:
+    # Label Studio's converter sorts by `created_at`, the newest first.
+    value = {**left_half("car")["value"], "original_width": WIDTH, "original_height": HEIGHT}
+    short = {"image": "a.png", "id": 1, "annotator": 1}
+    config = {**tree(tmp_path, {**short, "tag": [value]}, {**short, "tag": []}), "several": "newest"}
+    assert build_dataset({**config, "classes": ["car"]}).load(0).target.max() == 1
+
+
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 RECTANGLE = {"x": 1, "y": 1, "width": 5, "height": 5}
