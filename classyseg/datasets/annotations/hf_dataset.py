@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,8 +43,10 @@ MASKS = (
     "segmentation",
     "seg_map",
 )
-"""Columns that are taken where the config names none: the first one that is there."""
+"""Columns that are taken where the config names none: the first one that is there and holds images, or masks."""
 MAX_LABELS = 65_536
+MAX_KIND = 60
+"""The most characters of a column's type in a message."""
 
 
 @DATASETS.register("hf_dataset")
@@ -61,7 +63,7 @@ class HfDataset(NamedMasks):
             the rows, such as `{part: train, val: 0.2, by: file}`: see key `split`. Its groups are made of the names of
             the images in the table, and of the rows' numbers where it has none.
         image_column: The column of images; null: `image`, or another usual name.
-        mask_column: The column of masks; null: `label`, `mask`, or another usual name.
+        mask_column: The column of masks; null: `label`, `mask`, or another usual name of a column that can be masks.
         classes: Names of the classes, which are also their labels: `[car, road]`. Or the labels of each class:
             `{vehicle: [car, truck], road: [road]}`. Their order is that of the indices. null: the labels of the data
             set.
@@ -88,8 +90,8 @@ class HfDataset(NamedMasks):
         with within("root"):
             folder = data_folder(root)
         tables = _chosen(splits_of(folder), split if isinstance(split, str) else None, folder)
-        self._image_column = _column("image_column", image_column, IMAGES, tables.files[0])
-        self._mask_column = _column("mask_column", mask_column, MASKS, tables.files[0])
+        self._image_column = _column("image_column", image_column, IMAGES, _is_file, tables.files[0])
+        self._mask_column = _column("mask_column", mask_column, MASKS, _is_mask, tables.files[0])
         named = _names(folder, tables, self._mask_column) or _names_of(classes, folder)
         self._rows = Rows(tables.files, (self._image_column, self._mask_column))
         self._images = ImageFiles(tables.folder)
@@ -184,6 +186,21 @@ def _is_list(kind: Any) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
+def _is_file(kind: Any) -> bool:
+    """Whether a column can be image files: as `datasets` stores them, or as their bytes alone."""
+    types = require_pyarrow().types
+    return _is_struct(kind) or bool(
+        types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    )
+
+
+def _is_mask(kind: Any) -> bool:
+    """Whether a column can be masks: image files, or lists of rows of whole numbers."""
+    if not (_is_list(kind) and _is_list(kind.value_type)):
+        return _is_file(kind)
+    return bool(require_pyarrow().types.is_integer(kind.value_type.value_type))
+
+
 def _kind(value: Any) -> str:
     return "empty" if not value.is_valid else f"a value of the type {value.type}"
 
@@ -221,20 +238,26 @@ def _chosen(splits: Mapping[str, Tables], split: str | None, folder: Path) -> Ta
     return splits[split]
 
 
-def _column(key: str, given: str | None, usual: tuple[str, ...], path: Path) -> str:
-    """The column of a config, or the first usual one. Raises: `ConfigError`."""
-    names = schema_of(path).names
+def _column(key: str, given: str | None, usual: tuple[str, ...], fits: Callable[[Any], bool], path: Path) -> str:
+    """The column of a config, or the first usual one of a type that fits. Raises: `ConfigError`."""
+    schema = schema_of(path)
+    if given is not None and given not in schema.names:
+        raise ConfigError(key, unknown("column", given, schema.names))
+    looked_for = usual if given is None else (given,)
+    found = [field.name for name in looked_for for field in schema if field.name == name and fits(field.type)]
+    if found:
+        return found[0]
+    what = "images" if fits is _is_file else "masks: image files, or lists of rows of whole numbers"
+    told = f"its columns: {_told_columns(schema)}"
     if given is not None:
-        if given not in names:
-            raise ConfigError(key, unknown("column", given, names))
-        return given
-    found = [name for name in usual if name in names]
-    if not found:
-        shown_names = listed([printable(name, MAX_NAME, exact=True) for name in names])
-        raise ConfigError(
-            key, f"missing, and {path} has no column {' or '.join(usual[:2])}; its columns: {shown_names}"
-        )
-    return found[0]
+        raise ConfigError(key, f"found {shown(given)}, a column of {path} that cannot be {what}; {told}")
+    raise ConfigError(key, f"missing, and {path} has no column {' or '.join(usual[:2])} that can be {what}; {told}")
+
+
+def _told_columns(schema: Any) -> str:
+    """The columns with their types, for messages."""
+    kinds = [(each.name, "images" if _is_struct(each.type) else str(each.type)) for each in schema]
+    return listed([f"{printable(name, MAX_NAME, exact=True)} ({printable(kind, MAX_KIND)})" for name, kind in kinds])
 
 
 def _names(folder: Path, tables: Tables, column: str) -> dict[int, str]:
@@ -295,8 +318,12 @@ def found_in(folder: Path) -> Found | None:
     config: dict[str, Any] = {"root": str(folder), **({} if len(splits) == 1 else {"split": split})}
     try:
         rows = sum(_count(path) for path in splits[split].files)
-        image = _column("image_column", None, IMAGES, splits[split].files[0])
-        mask = _column("mask_column", None, MASKS, splits[split].files[0])
+        schema = schema_of(splits[split].files[0])
+        if sum(_is_mask(field.type) for field in schema) < 2:  # images can be masks, too
+            why = f"it is a Hugging Face data set, but it has no column of masks: its columns: {_told_columns(schema)}"
+            return Found("hf_dataset", 0.2, why, config, rows)
+        image = _column("image_column", None, IMAGES, _is_file, splits[split].files[0])
+        mask = _column("mask_column", None, MASKS, _is_mask, splits[split].files[0])
         names = _names(folder, splits[split], mask)
     except ConfigError as error:
         why = f"it is a Hugging Face data set, but: {error}"

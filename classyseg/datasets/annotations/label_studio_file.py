@@ -107,9 +107,9 @@ def _full(file: JsonFile, number: int, entry: dict[str, Any], image_key: str | N
 
 
 def _age(annotation: Mapping[str, Any]) -> tuple[float, int]:
-    """When an annotation was changed, and its number, which is larger the later it was made: the newest has the largest.
+    """When an annotation was changed, and its number: the newest one has the largest.
 
-    JSON-MIN has the newest first. So of equal ones the first counts, as `max` takes it.
+    Of equal ones, `max` takes the first of the file: JSON-MIN has the newest first.
     """
     times = (_seconds(annotation.get(key)) for key in ("updated_at", "created_at"))
     number = annotation.get("annotation_id", annotation.get("id"))

@@ -140,10 +140,50 @@ def test_a_wrong_cell_is_told_with_its_file_and_row(tmp_path: Path, cell: Any, t
         build_dataset(table(tmp_path / "t", [cell, good])).load_target(0)
 
 
-@pytest.mark.parametrize("rows", [[[0, 1], [0]], [[]], [], [[0.5, 1.0]], [[0, None]]])
+@pytest.mark.parametrize("rows", [[[0, 1], [0]], [[]], [], [[0, None]]])
 def test_lists_that_are_no_mask_are_told(tmp_path: Path, rows: list[Any]) -> None:
     with pytest.raises(DataError, match=r"data\.parquet, row 0, mask: is "):
-        build_dataset(table(tmp_path / "t", [rows])).load_target(0)
+        build_dataset(table(tmp_path / "t", [rows, [[0, 1]]])).load_target(0)
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [(1, "int64"), ("a.png", "string"), ([0, 1], "list<.*int64>"), ([[0.5, 1.0]], "list<.*list<.*double>>")],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_column_that_cannot_be_masks_is_told_with_the_types_of_all(
+    tmp_path: Path, cell: Any, kind: str, named: bool
+) -> None:
+    config = table(tmp_path / "t", [cell])
+    told = "found 'mask'" if named else "missing"
+    with pytest.raises(ConfigError, match=rf"mask_column: {told}.*data\.parquet .*: image \(images\), mask \({kind}\)"):
+        build_dataset({**config, **({"mask_column": "mask"} if named else {})})
+
+
+def test_a_label_of_the_whole_image_is_no_mask_and_the_next_usual_column_is_taken(tmp_path: Path) -> None:
+    mask = np.eye(5, 7, dtype=np.uint8)
+    config = table(tmp_path, [{"bytes": png(mask), "path": None}])
+    columns = pq.read_table(tmp_path / "data.parquet")
+    feature = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": feature}})}
+    labelled = columns.add_column(1, "label", pa.array([1])).replace_schema_metadata(metadata)
+    pq.write_table(labelled, tmp_path / "data.parquet")
+    assert build_dataset(config).load_target(0).tolist() == mask.tolist()
+    found = found_in(tmp_path)
+    assert found is not None
+    assert "image and mask" in found.why
+    assert "classes" not in found.config
+    pq.write_table(labelled.drop_columns(["mask"]), tmp_path / "data.parquet")
+    found = found_in(tmp_path)
+    assert found is not None
+    assert found.sure < 0.3
+    assert "no column of masks: its columns: image (images), label (int64)" in found.why
+
+
+def test_images_and_masks_as_bytes_alone_are_read(tmp_path: Path) -> None:
+    mask = np.eye(5, 7, dtype=np.uint8)
+    config = table(tmp_path, [png(mask)], [png(np.zeros((5, 7, 3), np.uint8))])
+    assert build_dataset(config).load(0).target.tolist() == mask.tolist()
 
 
 def test_splits_and_columns_are_named_or_told(tmp_path: Path) -> None:
@@ -154,8 +194,6 @@ def test_splits_and_columns_are_named_or_told(tmp_path: Path) -> None:
         HfDataset(root=str(root), split="trains")
     with pytest.raises(ConfigError, match=r"mask_column: unknown column; did you mean 'label'"):
         HfDataset(root=str(root), split="train", mask_column="labels")
-    with pytest.raises(DataError, match=r"saved/data-00000-of-00001\.arrow.*breed: is "):
-        HfDataset(root=str(copy(tmp_path, "saved")), mask_column="breed").load(0)
 
 
 @pytest.mark.parametrize(
