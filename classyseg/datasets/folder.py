@@ -23,7 +23,7 @@ from classyseg.datasets.files.pairs import ImageAndMask, chosen_pairs, images_al
 from classyseg.datasets.files.rasters import Window, read_colors_window
 from classyseg.datasets.files.tiles import TilesConfig
 from classyseg.datasets.label_map import LabelMap, color_text, labels_of
-from classyseg.datasets.splits import Split, SplitConfig, take_part
+from classyseg.datasets.splits import Split, SplitConfig, named_split, refuse_of, take_part
 from classyseg.errors import ConfigError, within
 from classyseg.io import data_folder, data_path
 from classyseg.registry import DATASETS, TransformConfig
@@ -263,6 +263,8 @@ class _Named(NamedTuple):
                 f"found {shown(self.split)}, but only a table has splits with names; {{part: "
                 f"{_likely_part(self.split)}, val: 0.2}} takes a part of a folder",
             )
+        if isinstance(self.split, SplitConfig) and self.table is None:
+            refuse_of(self.split)
         if masks is None and (self.table is not None or self.mask_suffix):
             raise ConfigError(
                 "masks", "found null together with table or mask_suffix, which are about masks; leave them out"
@@ -370,14 +372,13 @@ def _all_pairs(
         return images_alone(images, image_suffix=named.image_suffix, nested=named.nested)
     if table is None:
         return matched_pairs(images, masks, suffix, image_suffix=named.image_suffix, **options)
-    if isinstance(split, SplitConfig):
-        if has_column(data_path(table), "split"):
-            raise ConfigError(
-                "split",
-                f"found a mapping, but {data_path(table)} has a column 'split' of its own; name one of its splits",
-            )
-        return tabled_pairs(data_path(table), images, masks, None)
-    return tabled_pairs(data_path(table), images, masks, split)
+    if isinstance(split, SplitConfig) and split.of is None and has_column(data_path(table), "split"):
+        raise ConfigError(
+            "split",
+            f"found a mapping, but {data_path(table)} has a column 'split' of its own; name one of its splits, or "
+            "divide one of them: of: train",
+        )
+    return tabled_pairs(data_path(table), images, masks, named_split(split))
 
 
 def _likely_part(split: str) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Strict, Tag, model_validator
 
 from classyseg.config import MAX_SEED, ConfigRecord, Float, Int, Text, listed
-from classyseg.console import MAX_NAME, printable
+from classyseg.console import MAX_NAME, printable, shown
 from classyseg.datasets.files.lists import normal
 from classyseg.errors import ConfigError, DataError, within
 
@@ -45,6 +47,8 @@ class SplitConfig(ConfigRecord):
             `folder`: files of one subfolder. `file`: each file alone (with its Roboflow copies). Or a regular
             expression with one group in parentheses, such as `'^(patient\d+)_'`, that is searched in the path under
             the folder: what it finds names the group.
+        of: The name of the split, list or subset that is divided, such as `train`, where the files have some. The
+            others are left alone. null: all files.
     """
 
     part: Literal["train", "val", "test"]
@@ -54,6 +58,7 @@ class SplitConfig(ConfigRecord):
     fold: Annotated[Int, Field(ge=0)] | None = None
     seed: Annotated[int, Strict(), Field(ge=0, le=MAX_SEED)] = 0
     by: Text = "stem"
+    of: Text | None = None
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -79,6 +84,34 @@ def _split_form(value: Any) -> str:
 
 Split = Annotated[Annotated[Text, Tag("name")] | Annotated[SplitConfig, Tag("parts")], Discriminator(_split_form)]
 """The type of a key `split` that takes the name of a split of a table, or a `SplitConfig`."""
+_recorded: ContextVar[list[list[str]] | None] = ContextVar("recorded", default=None)
+
+
+def named_split(split: str | SplitConfig | None) -> str | None:
+    """The named split that a key `split` reads files of, whole or divided; None: all files."""
+    return split.of if isinstance(split, SplitConfig) else split
+
+
+def name_key(split: str | SplitConfig | None) -> str:
+    """The key in which `split` names a split, for messages."""
+    return "split.of" if isinstance(split, SplitConfig) else "split"
+
+
+def refuse_of(split: SplitConfig) -> None:
+    """Raises: `ConfigError` for the key `of`, of files that have no named splits."""
+    if split.of is not None:
+        raise ConfigError("split.of", f"found {shown(split.of)}, but its files name no parts; leave it out")
+
+
+@contextmanager
+def recording_names() -> Iterator[list[list[str]]]:
+    """Inside, the names that data sets divide are listed: for each `split` those of all files, in their order."""
+    names: list[list[str]] = []
+    token = _recorded.set(names)
+    try:
+        yield names
+    finally:
+        _recorded.reset(token)
 
 
 def indices_of_part(names: Sequence[str], split: SplitConfig, place: object) -> list[int]:
@@ -90,6 +123,8 @@ def indices_of_part(names: Sequence[str], split: SplitConfig, place: object) -> 
     Raises: `ConfigError` for a part without files, and where all files are one group; `DataError` for a name that the
     regular expression does not fit.
     """
+    if (recorded := _recorded.get()) is not None:
+        recorded.append([*names])
     with within("split"):
         groups = [_group_of(name, split, place) for name in names]
         parts = {group: _part_of(group, split) for group in dict.fromkeys(groups)}

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from part_trees import TREES
 from PIL import Image
 
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import build_dataset
+from classyseg.datasets.recognition.recognise import candidates
 from classyseg.datasets.splits import SplitConfig, indices_of_part
 
 FRAMES = [f"scene{scene}_{frame:04d}.jpg" for scene in range(60) for frame in range(5)]
@@ -229,3 +231,44 @@ def test_a_table_with_splits_of_its_own_takes_no_mapping(tmp_path: Path) -> None
     (tmp_path / "t.csv").write_text("image,mask,split\nscene0_0000.png,scene0_0000.png,train\n")
     with pytest.raises(ConfigError, match=r"split: found a mapping, but .*t\.csv has a column 'split'"):
         stems({**config, "table": str(tmp_path / "t.csv")}, part="val", val=0.5)
+
+
+@pytest.mark.parametrize("name", ["coco_json", "labelme", "supervisely", "label_studio", "folder"])
+def test_files_without_named_parts_refuse_the_name_of_one(name: str, tmp_path: Path) -> None:
+    TREES[name](tmp_path / "data", {"": [f"{word}_a" for word in WORDS]})
+    config = imported_config(tmp_path / "data")
+    build_dataset({**config, "split": {"part": "train", "val": 0.3}})
+    with pytest.raises(ConfigError, match=r"split\.of: found 'all', but its files name no parts; leave it out"):
+        build_dataset({**config, "split": {"part": "train", "val": 0.3, "of": "all"}})
+
+
+@pytest.mark.parametrize("name", ["yolo_polygons", "cvat_xml", "cvat_masks", "roboflow_masks", "hf_dataset", "table"])
+def test_a_named_part_is_divided_and_a_wrong_name_is_told(name: str, tmp_path: Path) -> None:
+    if name == "table":
+        config = table_of_words(tmp_path / "data")
+    else:
+        others = [f"{word}_b" for word in WORDS]
+        TREES[name](tmp_path / "data", {"train": [f"{word}_a" for word in WORDS], "test": others})
+        config = imported_config(tmp_path / "data")
+    keys = {"val": 0.3, "of": "train"}
+    parts = [build_dataset({**config, "split": {"part": part, **keys}}) for part in ("train", "val")]
+    found = [{data.names_of(i)[0] for i in range(len(data))} for data in parts]
+    whole = build_dataset({**config, "split": "train"})
+    assert not found[0] & found[1]
+    assert found[0] | found[1] == {whole.names_of(i)[0] for i in range(len(whole))}
+    with pytest.raises(ConfigError, match=r"split.*(train.*test|test.*train|'train'|Known)"):
+        build_dataset({**config, "split": {"part": "train", "val": 0.3, "of": "trains"}})
+
+
+def imported_config(folder: Path) -> dict[str, Any]:
+    found = candidates(folder)[0]
+    return {"name": found.format, **found.config}
+
+
+def table_of_words(folder: Path) -> dict[str, Any]:
+    TREES["folder"](folder, {"": [f"{word}_{end}" for word in WORDS for end in "ab"]})
+    rows = [
+        f"{word}_{end}.jpg,{word}_{end}.png,{split}" for word in WORDS for end, split in (("a", "train"), ("b", "x"))
+    ]
+    (folder / "pairs.csv").write_text("\n".join(["image,mask,split", *rows]), encoding="utf-8")
+    return {**imported_config(folder), "table": str(folder / "pairs.csv")}

@@ -19,7 +19,7 @@ from classyseg.datasets.facts import DataFacts
 from classyseg.datasets.files.images import Bits, header_of, read_image
 from classyseg.datasets.files.pairs import ImageAndMask
 from classyseg.datasets.label_map import BACKGROUNDS
-from classyseg.datasets.splits import Split, take_part
+from classyseg.datasets.splits import Split, refuse_of, take_part
 from classyseg.errors import ConfigError, DataError
 from classyseg.structures import Color, Sample
 
@@ -149,13 +149,16 @@ def class_colors(labels: ClassLabels, colors: Mapping[str, Color]) -> tuple[Colo
 def part_of(items: Sequence[Any], images: Sequence[Path], split: Split | None, folder: Path) -> list[Any]:
     """The `items` whose `images` are in the part `split` of the files in `folder`: all, without a split.
 
-    Raises: `ConfigError` for the name of a part: these files name none.
+    Raises: `ConfigError` for the name of a part, also in `of`: these files name none.
     """
     if isinstance(split, str):
         raise ConfigError(
             "split", f"found {shown(split)}, but its files name no parts; accepted: {{part: train, val: 0.2}}"
         )
-    return list(items) if split is None else take_part(items, images, split, folder)
+    if split is None:
+        return list(items)
+    refuse_of(split)
+    return take_part(items, images, split, folder)
 
 
 def no_labels(what: object) -> ConfigError:

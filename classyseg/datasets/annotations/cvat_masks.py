@@ -19,7 +19,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Bits
 from classyseg.datasets.files.lists import lines_of, normal, same_names
 from classyseg.datasets.files.pairs import ImageAndMask, files_by_name, read_names, report_fault
 from classyseg.datasets.recognition.roles import part_of
-from classyseg.datasets.splits import Split, SplitConfig, take_part
+from classyseg.datasets.splits import Split, SplitConfig, name_key, named_split, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -40,7 +40,8 @@ class CvatMasks(NamedMasks):
         root: The folder of the export, unpacked.
         images: The folder of the images in `root`; `JPEGImages` is there if the export was made with images.
         split: The name of one list, such as `default` or `Train`; null: all lists. Or a mapping that takes a part of
-            the files, such as `{part: train, val: 0.2}`: see key `split`.
+            the files, such as `{part: train, val: 0.2}`, or of one list: `{part: train, val: 0.2, of: Train}`; see key
+            `split`.
         empty: CVAT writes no mask for an image without an annotation. `error`: name these images. `background`: every
             pixel is background. `skip`: leave them out.
         transforms: Transforms.
@@ -71,7 +72,7 @@ class CvatMasks(NamedMasks):
         labels = class_labels(classes, background, ignore, ignore_index, named.values())
         if classes is None and not foreground(named.values()):
             raise no_labels(folder / LABELS)
-        listed_names = _listed(folder, split if isinstance(split, str) else None)
+        listed_names = _listed(folder, split)
         pairs = _pairs(image_folder, masks, listed_names, empty)
         if isinstance(split, SplitConfig):
             pairs = take_part(pairs, [image for image, _ in pairs], split, image_folder)
@@ -134,13 +135,13 @@ def _lists(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted((folder / "ImageSets" / "Segmentation").glob("*.txt"))}
 
 
-def _listed(folder: Path, split: str | None) -> list[str] | None:
+def _listed(folder: Path, split: Split | None) -> list[str] | None:
     """The names in one list, or in all; None if there is no list. Raises: `ConfigError` for one that is not there."""
-    lists = _lists(folder)
-    if split is not None and split not in lists:
+    lists, name = _lists(folder), named_split(split)
+    if name is not None and name not in lists:
         where = folder / "ImageSets" / "Segmentation"
-        raise ConfigError("split", f"{unknown('list', split, lists)} Lists are looked for as {where}/NAME.txt")
-    chosen = lists if split is None else {split: lists[split]}
+        raise ConfigError(name_key(split), f"{unknown('list', name, lists)} Lists are looked for as {where}/NAME.txt")
+    chosen = lists if name is None else {name: lists[name]}
     names = [name for path in chosen.values() for name in read_names(path)]
     return [*dict.fromkeys(names)] if lists else None
 

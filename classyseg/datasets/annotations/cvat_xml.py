@@ -14,7 +14,7 @@ from pydantic import Field
 
 from classyseg.config import MAX_CHANNELS, unknown
 from classyseg.console import MAX_NAME, shown
-from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels, part_of
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages, no_labels
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, Order
 from classyseg.datasets.annotations.drawing import box_points, checked_points, coco_patch, numbers_in, thin_object
 from classyseg.datasets.annotations.found import Found
@@ -27,7 +27,7 @@ from classyseg.datasets.files.outlines import MAX_SIZES_AWAY, Outline, refuse_ou
 from classyseg.datasets.files.pairs import ImageAndMask
 from classyseg.datasets.files.texts import Texts
 from classyseg.datasets.recognition.roles import part_named
-from classyseg.datasets.splits import Split
+from classyseg.datasets.splits import Split, SplitConfig, name_key, named_split, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -55,7 +55,7 @@ class CvatXml(AnnotatedImages):
         annotations: The XML file, in `root`.
         images: The folder of the images, in `root`; those of a project lie in its subfolders.
         split: The images of one subset of a project, such as `Train`. Or a part of all images, such as `{part: train,
-            val: 0.2}`: see key `split`.
+            val: 0.2}`, or of one subset: `{part: train, val: 0.2, of: Train}`; see key `split`.
         line_width: How wide polylines are drawn, and points, in pixels; 0 leaves them out; null: they are an error, as
             CVAT says no width.
         transforms: Transforms.
@@ -91,13 +91,14 @@ class CvatXml(AnnotatedImages):
         read.check_labels(labels)
         self._line_width = line_width
         pairs, rows = read.frames(start) if read.is_video else read.images(ImageFiles(folder), start)
-        if isinstance(split, str):
-            chosen = [i for i, row in enumerate(rows) if read.entries[row].subset == split]
+        chosen, name = list(range(len(rows))), named_split(split)
+        if name is not None:
+            chosen = [i for i, row in enumerate(rows) if read.entries[row].subset == name]
             if not chosen:
                 subsets = {entry.subset for entry in read.entries.values() if entry.subset}
-                raise ConfigError("split", unknown("subset", split, subsets))
-        else:
-            chosen = part_of(range(len(rows)), [image for image, _ in pairs], split, start)
+                raise ConfigError(name_key(split), unknown("subset", name, subsets))
+        if isinstance(split, SplitConfig):
+            chosen = take_part(chosen, [pairs[i][0] for i in chosen], split, start)
         pairs, rows = [pairs[i] for i in chosen], [rows[i] for i in chosen]
         self._sizes = [read.entries[row].size for row in rows]
         self._shapes = Texts(read.entries[row].shapes_text() for row in rows)

@@ -24,7 +24,7 @@ from classyseg.datasets.files.images import Bits, read_image, read_mask_values
 from classyseg.datasets.files.json_file import in_words, read_json
 from classyseg.datasets.label_map import UnknownValueError
 from classyseg.datasets.recognition.roles import part_named
-from classyseg.datasets.splits import Split, SplitConfig, indices_of_part
+from classyseg.datasets.splits import Split, SplitConfig, indices_of_part, name_key, named_split
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -60,8 +60,9 @@ class HfDataset(NamedMasks):
     Args:
         root: The folder.
         split: The name of a split, such as `train`; needed where there are several. Or a mapping that takes a part of
-            the rows, such as `{part: train, val: 0.2, by: file}`: see key `split`. Its groups are made of the names of
-            the images in the table, and of the rows' numbers where it has none.
+            the rows, such as `{part: train, val: 0.2, by: file}`, or of one split: `{part: train, val: 0.2, by: file,
+            of: train}`; see key `split`. Its groups are made of the names of the images in the table, and of the rows'
+            numbers where it has none.
         image_column: The column of images; null: `image`, or another usual name.
         mask_column: The column of masks; null: `label`, `mask`, or another usual name of a column that can be masks.
         classes: Names of the classes, which are also their labels: `[car, road]`. Or the labels of each class:
@@ -89,7 +90,7 @@ class HfDataset(NamedMasks):
         require_pyarrow()
         with within("root"):
             folder = data_folder(root)
-        tables = _chosen(splits_of(folder), split if isinstance(split, str) else None, folder)
+        tables = _chosen(splits_of(folder), split, folder)
         self._image_column = _column("image_column", image_column, IMAGES, _is_file, tables.files[0])
         self._mask_column = _column("mask_column", mask_column, MASKS, _is_mask, tables.files[0])
         named = _names(folder, tables, self._mask_column) or _names_of(classes, folder)
@@ -225,17 +226,18 @@ def _array_of(value: Any) -> Any:
     return array if array.dtype != np.uint64 else array.astype(np.int64)
 
 
-def _chosen(splits: Mapping[str, Tables], split: str | None, folder: Path) -> Tables:
+def _chosen(splits: Mapping[str, Tables], split: Split | None, folder: Path) -> Tables:
     """Raises: `ConfigError` for a split that is not there, and where one must be named."""
-    if split is None and len(splits) == 1:
+    name, key = named_split(split), name_key(split)
+    if name is None and len(splits) == 1:
         return next(iter(splits.values()))
-    if split is None:
-        raise ConfigError("split", f"missing; {folder} has the splits {listed(list(splits))}: name one")
-    if split not in splits:
+    if name is None:
+        raise ConfigError(key, f"missing; {folder} has the splits {listed(list(splits))}: name one")
+    if name not in splits:
         if "" in splits:
-            raise ConfigError("split", f"found {shown(split)}, but {folder} is a data set without splits; leave it out")
-        raise ConfigError("split", unknown("split", split, splits))
-    return splits[split]
+            raise ConfigError(key, f"found {shown(name)}, but {folder} is a data set without splits; leave it out")
+        raise ConfigError(key, unknown("split", name, splits))
+    return splits[name]
 
 
 def _column(key: str, given: str | None, usual: tuple[str, ...], fits: Callable[[Any], bool], path: Path) -> str:

@@ -35,7 +35,7 @@ from classyseg.datasets.files.images import Bits, read_mask_values
 from classyseg.datasets.files.json_file import in_words
 from classyseg.datasets.files.outlines import annotation_mask
 from classyseg.datasets.files.texts import Texts
-from classyseg.datasets.splits import SplitConfig, indices_of_part
+from classyseg.datasets.splits import SplitConfig, indices_of_part, refuse_of
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -112,6 +112,7 @@ class LabelStudio(AnnotatedImages):
             raise DataError("names no task that somebody has annotated", file=path)
         found = _found_images(named, ImageFiles(folder), start, path)
         if split is not None:
+            refuse_of(split)
             chosen = indices_of_part([group_name(image, start) for image in found.values()], split, start)
             found = dict(list(found.items())[i] for i in chosen)
         used = sorted({region.label for each in regions.values() for region in each})

@@ -18,7 +18,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Bits
 from classyseg.datasets.files.lists import cell, read_table
 from classyseg.datasets.files.pairs import Pair, files_by_name, report_fault
 from classyseg.datasets.recognition.roles import part_of
-from classyseg.datasets.splits import Split, SplitConfig, take_part
+from classyseg.datasets.splits import Split, SplitConfig, name_key, named_split, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -37,7 +37,8 @@ class RoboflowMasks(NamedMasks):
     Args:
         root: The folder of the export, unpacked.
         split: The subfolder, such as `train`, `valid` or `test`; null: `root` itself has the images. Or a mapping that
-            takes a part of the files in `root`, such as `{part: train, val: 0.2}`: see key `split`.
+            takes a part of the files in `root`, such as `{part: train, val: 0.2}`, or in a subfolder: `{part: train,
+            val: 0.2, of: train}`; see key `split`.
         transforms: Transforms.
     """
 
@@ -57,7 +58,7 @@ class RoboflowMasks(NamedMasks):
     ) -> None:
         with within("root"):
             folder = data_folder(root)
-        folder = _part(folder, split if isinstance(split, str) else None)
+        folder = _part(folder, split)
         named = read_values(folder / TABLE)
         labels = class_labels(classes, background, ignore, ignore_index, named.values())
         if classes is None and not foreground(named.values()):
@@ -73,15 +74,15 @@ def _parts(folder: Path) -> list[str]:
     return [path.name for path in sorted(folder.iterdir()) if (path / TABLE).is_file()]
 
 
-def _part(folder: Path, split: str | None) -> Path:
+def _part(folder: Path, split: Split | None) -> Path:
     """The folder that holds the table. Raises: `ConfigError`."""
-    parts = _parts(folder)
-    if split is not None:
-        if split not in parts:
-            raise ConfigError("split", f"{unknown('subfolder', split, parts)} Each has a {TABLE} of its own")
-        return folder / split
+    parts, name = _parts(folder), named_split(split)
+    if name is not None:
+        if name not in parts:
+            raise ConfigError(name_key(split), f"{unknown('subfolder', name, parts)} Each has a {TABLE} of its own")
+        return folder / name
     if not (folder / TABLE).is_file() and parts:
-        raise ConfigError("split", f"missing; {folder} has the subfolders {listed(parts)}: name one")
+        raise ConfigError(name_key(split), f"missing; {folder} has the subfolders {listed(parts)}: name one")
     return folder
 
 

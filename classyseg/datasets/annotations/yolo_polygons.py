@@ -25,7 +25,7 @@ from classyseg.datasets.classy_dataset import Palette
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits
 from classyseg.datasets.files.lists import lines_of
 from classyseg.datasets.files.pairs import files_by_name, report_fault
-from classyseg.datasets.splits import Split, SplitConfig, take_part
+from classyseg.datasets.splits import Split, SplitConfig, name_key, named_split, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
 from classyseg.registry import DATASETS, TransformConfig
@@ -51,7 +51,8 @@ class YoloPolygons(AnnotatedImages):
         data: The data set's YAML in `root`, or a text file with a label a line, such as `classes.txt`: its images are
             those in `root/images`.
         split: The part of the YAML that is taken: `train`, `val` or `test`; null: all images that it names. Or a
-            part of all images, such as `{part: train, val: 0.2}`: see key `split`.
+            part of all images, such as `{part: train, val: 0.2}`, or of one part: `{part: train, val: 0.2, of: train}`;
+            see key `split`.
         transforms: Transforms.
     """
 
@@ -77,7 +78,7 @@ class YoloPolygons(AnnotatedImages):
         labels = ClassLabels.of(classes, background, ignore, order, ignore_index, found=described.names)
         self._names = described.names
         self._source = folder / data
-        pairs = described.pairs(split if isinstance(split, str) else None)
+        pairs = described.pairs(named_split(split), name_key(split))
         if isinstance(split, SplitConfig):
             pairs = take_part(pairs, [image for image, _ in pairs], split, folder)
         super().__init__(pairs, labels, palette, channels, bits, transforms)
@@ -143,11 +144,11 @@ class _Described:
         self._files = ImageFiles(folder)
         self.base = folder
 
-    def pairs(self, split: str | None) -> list[Pair]:
+    def pairs(self, split: str | None, key: str = "split") -> list[Pair]:
         """The images of a part, each with its label file. Raises: `ConfigError` for a part that is not there."""
         if split is not None and split not in self.places:
             known = f"it has {', '.join(self.places)}" if self.places else "it has no parts; leave it out"
-            raise ConfigError("split", f"found {split}, which {self.file} does not name; {known}")
+            raise ConfigError(key, f"found {split}, which {self.file} does not name; {known}")
         images: dict[Path, None] = {}
         folders: list[Path] = []
         for part in self.places if split is None else (split,):

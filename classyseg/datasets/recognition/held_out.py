@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 
+from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.recognition.mask_values import evenly
-from classyseg.datasets.splits import SplitConfig, indices_of_part
+from classyseg.datasets.splits import SplitConfig, indices_of_part, recording_names
 from classyseg.errors import ConfigError, DataError
 from classyseg.registry import DATASETS
 
@@ -35,14 +36,14 @@ def held_out(dataset: ClassyDataset, config: Mapping[str, Any]) -> HeldOut | Non
     """How `val` is taken from a data set; None if it has too few samples."""
     if len(dataset) < 2:
         return None
-    every = HeldOut(None, f"no part of the folder is for val: every {round(1 / WANTED)}th sample is held out for it")
-    if not takes_split(config):
+    every = HeldOut(
+        None,
+        f"no part of the folder is for val: every {round(1 / WANTED)}th sample is held out for it, whether its "
+        "neighbours are of the same scene or not",
+    )
+    names = _names(config)
+    if len(names) != len(dataset):
         return every
-    paths = [dataset.files(index)[0] for index in range(len(dataset)) if dataset.files(index)]
-    if len(paths) < len(dataset) or len({*paths}) < len(paths):
-        return every
-    common = os.path.commonpath([path.parent for path in paths])
-    names = [path.relative_to(common).as_posix() for path in paths]
     present = _classes_of(dataset)
     scenes, files = (_best(names, present, by) for by in ("stem", "file"))
     if scenes is not None and (files is None or scenes.missing <= files.missing):
@@ -60,13 +61,19 @@ def held_out(dataset: ClassyDataset, config: Mapping[str, Any]) -> HeldOut | Non
     )
 
 
-def takes_split(config: Mapping[str, Any]) -> bool:
-    """Whether the data set of `config` takes a part of its files by the key `split`."""
-    try:
-        DATASETS.validate({**config, "split": {"part": "train", "val": WANTED}}, placed=True)
-    except ConfigError:
-        return False
-    return True
+def part_config(config: Mapping[str, Any], part: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with a part of its files, as `keys` divide them. A split that it names is the one that is divided."""
+    named = {"of": config["split"]} if isinstance(config.get("split"), str) else {}
+    return {**config, "split": {"part": part, **keys, **named}}
+
+
+def _names(config: Mapping[str, Any]) -> list[str]:
+    """The names of the samples by which the data set of `config` divides them; none if it has no such key."""
+    divided = part_config(config, "train", {"val": WANTED, "by": "file"})
+    with recording_names() as found, suppress(ConfigError, DataError):  # chance may leave nothing for a part
+        DATASETS.validate(divided, placed=True)
+        build_dataset(divided)
+    return found[0] if len(found) == 1 else []
 
 
 class _Choice(NamedTuple):

@@ -17,7 +17,7 @@ from classyseg.datasets.build import build_dataset
 from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.datasets.files.pairs import collecting_pair_faults
-from classyseg.datasets.recognition.held_out import held_out
+from classyseg.datasets.recognition.held_out import held_out, part_config
 from classyseg.datasets.recognition.roles import PARTS, part_of
 from classyseg.datasets.recognition.tree import listing
 from classyseg.errors import ConfigError, DataError
@@ -187,7 +187,7 @@ def _divided(sets: Mapping[str, dict[str, Any]], train: ClassyDataset) -> tuple[
     if held is None:
         return dict(sets), ["there is only one image: nothing can be held out for val"]
     if held.split is not None:
-        made = {part: {**config, "split": {"part": part, **held.split}} for part in ("train", "val")}
+        made = {part: part_config(config, part, held.split) for part in ("train", "val")}
     else:
         made = {
             "train": {"name": "subset", "every": 5, "rest": True, "dataset": config},
