@@ -76,7 +76,10 @@ def test_boxes_alone_are_not_taken_for_outlines(tmp_path: Path) -> None:
     RECORDED_TREES["yolo_polygons"](tmp_path)
     for path in (tmp_path / "labels/train").iterdir():
         path.write_text("0 0.5 0.5 0.2 0.2\n", encoding="utf-8")
-    assert found_in("yolo_polygons", tmp_path) is None
+    found = found_in("yolo_polygons", tmp_path)
+    assert found is not None
+    assert found.sure < 0.5
+    assert "boxes, not outlines" in found.why
 
 
 @pytest.mark.parametrize(
