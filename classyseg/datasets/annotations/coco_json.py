@@ -24,7 +24,7 @@ from classyseg.datasets.files.coco_file import CocoFile
 from classyseg.datasets.files.images import Bits
 from classyseg.datasets.files.json_file import in_words
 from classyseg.datasets.files.texts import Texts
-from classyseg.datasets.recognition.roles import part_named
+from classyseg.datasets.recognition.roles import not_taken, one_of_each, part_named
 from classyseg.datasets.splits import Split
 from classyseg.errors import DataError, within
 from classyseg.io import data_folder
@@ -178,12 +178,11 @@ def found_in(folder: Path) -> Found | None:
     found = {path: file for path in candidates if (file := _coco_file(path)) is not None}
     if not found:
         return None
-    parts: dict[str, dict[str, Any]] = {}
-    for path in found:
-        part = part_named(path.stem) or part_named(path.parent.relative_to(folder).as_posix())
-        if part is not None:
-            parts.setdefault(part, _keys(folder, path, found[path]))
-    path = next((p for p in found if parts.get("train", {}).get("annotations") == _inner(folder, p)), next(iter(found)))
+    by_name = {_inner(folder, path): path for path in found}
+    by_part, rest = one_of_each({name: _part_of(folder, path) for name, path in by_name.items()})
+    parts = {part: _keys(folder, by_name[name], found[by_name[name]]) for part, name in by_part.items()}
+    path = by_name[next(iter(by_part.values()), next(iter(by_name)))]
+    rest = [name for name in rest if by_name[name] != path]
     file = found[path]
     names = {entry["id"]: entry["name"] for entry in file.contents["categories"]}
     labels = _labels(file, names)
@@ -195,7 +194,11 @@ def found_in(folder: Path) -> Found | None:
         why += f"; {total - outlined:,} of them are boxes without an outline, which are an error"
         sure = 0.6 if outlined else 0.2
     config = {"root": str(folder), **_keys(folder, path, file), "classes": labels}
-    return Found("coco_json", sure, why, config, len(file.contents["images"]), parts)
+    return Found("coco_json", sure, why, config, len(file.contents["images"]), parts, not_taken(rest))
+
+
+def _part_of(folder: Path, path: Path) -> str | None:
+    return part_named(path.stem) or part_named(path.parent.relative_to(folder).as_posix())
 
 
 def _coco_file(path: Path) -> CocoFile | None:

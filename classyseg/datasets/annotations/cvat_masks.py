@@ -18,7 +18,7 @@ from classyseg.datasets.classy_dataset import Palette
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Bits
 from classyseg.datasets.files.lists import lines_of, normal, same_names
 from classyseg.datasets.files.pairs import ImageAndMask, files_by_name, read_names, report_fault
-from classyseg.datasets.recognition.roles import part_of
+from classyseg.datasets.recognition.roles import divided_anew, one_of_each, part_named
 from classyseg.datasets.splits import Split, SplitConfig, name_key, named_split, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
@@ -201,5 +201,10 @@ def found_in(folder: Path) -> Found | None:
     if count.without_mask:
         config["empty"] = "background"
         why += f"; {count.without_mask} of them have no mask, as CVAT writes none for an image without an annotation"
-    by_part = {part: {"split": name} for name in _lists(folder) if (part := part_of(name))}
-    return Found("cvat_masks", 0.95, why, config, count.images, by_part if len(by_part) > 1 else {})
+    lists = {name: {*read_names(path)} for name, path in _lists(folder).items()}
+    by_part, rest = one_of_each({name: part_named(name) for name in lists})
+    taken = {image for name in by_part.values() for image in lists[name]}
+    is_whole = all(lists[name] <= taken for name in rest)
+    notes = () if is_whole or not by_part else (divided_anew("lists", [*lists]),)
+    parts = {part: {"split": name} for part, name in by_part.items()} if is_whole and len(by_part) > 1 else {}
+    return Found("cvat_masks", 0.95, why, config, count.images, parts, notes)

@@ -26,7 +26,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits
 from classyseg.datasets.files.outlines import MAX_SIZES_AWAY, Outline, refuse_outside
 from classyseg.datasets.files.pairs import ImageAndMask
 from classyseg.datasets.files.texts import Texts
-from classyseg.datasets.recognition.roles import part_named
+from classyseg.datasets.recognition.roles import divided_anew, part_named
 from classyseg.datasets.splits import Split, SplitConfig, name_key, named_split, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
@@ -422,5 +422,7 @@ def found_in(folder: Path) -> Found | None:
             sure, why = 0.5, f"{why}, but: {error}"
         subsets = {entry.subset for entry in read.entries.values()}
         parts = {part: {"split": subset} for subset in sorted(subsets) if (part := part_named(subset)) is not None}
-        return Found("cvat_xml", sure, why, config, number, parts if len(parts) == len(subsets) else {})
+        if len(parts) == len(subsets) or not parts:
+            return Found("cvat_xml", sure, why, config, number, parts)
+        return Found("cvat_xml", sure, why, config, number, notes=(divided_anew("subsets", sorted(subsets)),))
     return None

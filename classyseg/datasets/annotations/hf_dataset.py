@@ -23,7 +23,7 @@ from classyseg.datasets.files.hf_tables import Rows, Tables, features_of, requir
 from classyseg.datasets.files.images import Bits, read_image, read_mask_values
 from classyseg.datasets.files.json_file import in_words, read_json
 from classyseg.datasets.label_map import UnknownValueError
-from classyseg.datasets.recognition.roles import part_named
+from classyseg.datasets.recognition.roles import not_taken, one_of_each, part_named
 from classyseg.datasets.splits import Split, SplitConfig, indices_of_part, name_key, named_split
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
@@ -316,7 +316,9 @@ def found_in(folder: Path) -> Found | None:
         splits = splits_of(folder)
     except (DataError, OSError):
         return None
-    split = "train" if "train" in splits else next(iter(splits))
+    by_part, rest = one_of_each({name: part_named(name) for name in splits})
+    split = next(iter(by_part.values()), next(iter(splits)))
+    rest = [name for name in rest if name != split]
     config: dict[str, Any] = {"root": str(folder), **({} if len(splits) == 1 else {"split": split})}
     try:
         rows = sum(_count(path) for path in splits[split].files)
@@ -335,8 +337,8 @@ def found_in(folder: Path) -> Found | None:
     form = "as save_to_disk writes it" if saved else "in Parquet files"
     why = f"it is a Hugging Face data set {form}, with {rows} rows of {image} and {mask} in {split or 'it'}"
     why += "" if names else f"; which classes the numbers of {mask} stand for, it does not say"
-    parts = {part: {"split": each} for each in splits if len(splits) > 1 and (part := part_named(each))}
-    return Found("hf_dataset", 0.95 if names else 0.8, why, config, rows, parts)
+    parts = {part: {"split": each} for part, each in by_part.items() if len(splits) > 1}
+    return Found("hf_dataset", 0.95 if names else 0.8, why, config, rows, parts, not_taken(rest))
 
 
 def _count(path: Path) -> int:

@@ -27,7 +27,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits, read_image
 from classyseg.datasets.files.json_file import JsonFile, in_words
 from classyseg.datasets.files.outlines import Outline, refuse_outside
 from classyseg.datasets.files.pairs import ImageAndMask, files_by_name
-from classyseg.datasets.recognition.roles import part_named
+from classyseg.datasets.recognition.roles import divided_anew, part_named
 from classyseg.datasets.splits import Split
 from classyseg.errors import DataError, within
 from classyseg.io import data_folder
@@ -273,7 +273,10 @@ def found_in(folder: Path) -> Found | None:
     if kinds & {"line", "linestrip", "point"}:
         config["line_width"] = 10
     why = f"{len(files)} JSON files with shapes of {len(labels)} labels, as labelme writes them"
-    return Found("labelme", 0.95, why, config, len(files), parts if len(parts) == len(names) else {})
+    if len(parts) == len(names) or not parts:
+        return Found("labelme", 0.95, why, config, len(files), parts)
+    folders = ["/".join(name) or "." for name in sorted(names)]
+    return Found("labelme", 0.95, why, config, len(files), notes=(divided_anew("folders", folders),))
 
 
 def _json(path: Path) -> JsonFile:

@@ -17,7 +17,7 @@ from classyseg.datasets.classy_dataset import Palette
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, MASK_SUFFIXES, Bits
 from classyseg.datasets.files.lists import cell, read_table
 from classyseg.datasets.files.pairs import Pair, files_by_name, report_fault
-from classyseg.datasets.recognition.roles import part_of
+from classyseg.datasets.recognition.roles import not_taken, one_of_each, part_named
 from classyseg.datasets.splits import Split, SplitConfig, name_key, named_split, take_part
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
@@ -135,7 +135,10 @@ def found_in(folder: Path) -> Found | None:
     parts = _parts(folder)
     if not (folder / TABLE).is_file() and not parts:
         return None
-    part = folder if (folder / TABLE).is_file() else folder / ("train" if "train" in parts else parts[0])
+    by_part, rest = one_of_each({name: part_named(name) for name in parts})
+    part = folder / next(iter(by_part.values()), parts[0]) if not (folder / TABLE).is_file() else folder
+    if part == folder:
+        by_part, rest = {}, parts
     config = {"root": str(folder), **({} if part == folder else {"split": part.name})}
     try:
         names = foreground(read_values(part / TABLE).values())
@@ -145,5 +148,6 @@ def found_in(folder: Path) -> Found | None:
     why = (
         f"{part.name}/{TABLE} names {len(names)} labels by values, and {num_images} images have a mask NAME{ENDING}.png"
     )
-    by_part = {own: {"split": name} for name in parts if (own := part_of(name))} if part != folder else {}
-    return Found("roboflow_masks", 0.95, why, {**config, "classes": names}, num_images, by_part)
+    rest = [name for name in rest if name != config.get("split")]
+    splits = {own: {"split": name} for own, name in by_part.items()}
+    return Found("roboflow_masks", 0.95, why, {**config, "classes": names}, num_images, splits, not_taken(rest))

@@ -21,7 +21,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, Bits
 from classyseg.datasets.files.json_file import JsonFile, finite, in_words
 from classyseg.datasets.files.outlines import refuse_outside
 from classyseg.datasets.files.pairs import ImageAndMask, report_fault
-from classyseg.datasets.recognition.roles import part_named
+from classyseg.datasets.recognition.roles import divided_anew, part_named
 from classyseg.datasets.splits import Split
 from classyseg.errors import ConfigError, DataError, within
 from classyseg.io import data_folder
@@ -252,4 +252,6 @@ def found_in(folder: Path) -> Found | None:
     parts = {part: {"folders": [name]} for name in sorted(names) if (part := part_named(name)) is not None}
     why = f"{META} names {len(titles)} classes, and {len(places)} data sets have img and ann with {len(pairs)} images"
     config = {"root": str(folder), "classes": titles}
-    return Found("supervisely", 0.95, why, config, len(pairs), parts if len(parts) == len(names) else {})
+    if len(parts) == len(names) or not parts:
+        return Found("supervisely", 0.95, why, config, len(pairs), parts)
+    return Found("supervisely", 0.95, why, config, len(pairs), notes=(divided_anew("data sets", sorted(names)),))

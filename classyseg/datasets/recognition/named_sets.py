@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +90,12 @@ def _laid_out(folder: Path, name: str, layout: Layout) -> Found | None:
         return None
     counted = ", ".join(f"{part} {count}" for part, count in counts.items())
     first = next(iter(counts.values()))
-    return Found(name, 0.95, f"{layout.told} ({counted} images)", {"root": str(folder)}, first, parts)
+    return Found(name, 0.95, f"{layout.told} ({counted} images)", _config(folder, parts), first, parts)
+
+
+def _config(folder: Path, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The config of the first part: there is none for all of them."""
+    return {"root": str(folder), **next(iter(parts.values()))}
 
 
 def _files(folder: Path, *, nested: bool = False) -> Iterator[Path]:
@@ -117,7 +122,7 @@ def _pascal_voc(folder: Path) -> Found | None:
     if not parts or not images or not all(re.fullmatch(r"\d{4}_\d{6}", name) for name in images):
         return None
     why = f"it has the folders, lists and names of Pascal VOC ({len(images)} images)"
-    return Found("pascal_voc", 0.95, why, {"root": str(folder)}, len(images), parts)
+    return Found("pascal_voc", 0.95, why, _config(folder, parts), len(images), parts)
 
 
 def _coco_panoptic(folder: Path) -> Found | None:
@@ -133,7 +138,7 @@ def _coco_panoptic(folder: Path) -> Found | None:
         return None
     count = sum(1 for _ in _files(folder / f"{next(iter(parts))}2017"))
     return Found(
-        "coco_panoptic", 0.95, "it has the folders and files of COCO Panoptic", {"root": str(folder)}, count, parts
+        "coco_panoptic", 0.95, "it has the folders and files of COCO Panoptic", _config(folder, parts), count, parts
     )
 
 
@@ -147,7 +152,7 @@ def _imagenet(folder: Path) -> Found | None:
     if not parts:
         return None
     why = f"it has folders with the names of ImageNet's classes ({counts[0]} of 1000)"
-    return Found("imagenet", 0.9, why, {"root": str(folder)}, 0, parts)
+    return Found("imagenet", 0.9, why, _config(folder, parts), 0, parts)
 
 
 def _folders(folder: Path) -> Iterator[Path]:

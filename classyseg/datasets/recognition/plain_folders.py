@@ -15,7 +15,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, MASK
 from classyseg.datasets.recognition.class_keys import class_keys, names_in
 from classyseg.datasets.recognition.image_keys import image_keys
 from classyseg.datasets.recognition.mask_values import Look, look_at_masks
-from classyseg.datasets.recognition.roles import PARTS, WORDS, Meaning, meaning_of
+from classyseg.datasets.recognition.roles import PARTS, WORDS, Meaning, divided_anew, meaning_of, not_taken
 from classyseg.datasets.recognition.tree import Tree, listing
 
 ENDINGS = ("", "_image", "_img", "_sat", "_rgb", "_raw", "_leftImg8bit", "_x", "_im")
@@ -55,8 +55,8 @@ def found_in(folder: Path) -> Found | None:
     pairs = _merged(_best(list(_pairs(tree))))
     if not pairs:
         return None
-    by_part = _by_part(pairs)
-    if by_part is None:
+    by_part, notes = _by_part(pairs)
+    if not by_part:
         some = "; ".join(pair.rule for pair in pairs[:4])
         return Found(
             "folder",
@@ -65,10 +65,10 @@ def found_in(folder: Path) -> Found | None:
             {"images": str(tree.path(pairs[0].images)), "masks": str(tree.path(pairs[0].masks))},
             len(pairs[0].paired),
         )
-    return _found(tree, by_part)
+    return _found(tree, by_part, notes)
 
 
-def _found(tree: Tree, by_part: Mapping[str, Pair]) -> Found:
+def _found(tree: Tree, by_part: Mapping[str, Pair], told: Sequence[str]) -> Found:
     all_pairs = [paired for pair in by_part.values() for paired in pair.paired]
     masks = [mask for _, mask in all_pairs]
     lossy = [mask for mask in masks if mask.suffix.lower() in LOSSY_SUFFIXES]
@@ -92,7 +92,7 @@ def _found(tree: Tree, by_part: Mapping[str, Pair]) -> Found:
         problem = keys.problem
         why += f"; the {keys.told}" if keys.told else ""
         why += "" if look.is_whole else f" ({look.seen} of {look.of} were looked at)"
-    notes = [*keys.notes]
+    notes = [*keys.notes, *told]
     if share < 1:
         notes.append(f"{1 - share:.0%} of the images have no mask; `classyseg data check` names them")
     if look.wrong:
@@ -241,17 +241,28 @@ def _merged(pairs: Sequence[Pair]) -> list[Pair]:
     return merged
 
 
-def _by_part(pairs: Sequence[Pair]) -> dict[str, Pair] | None:
-    """The pair of each part, `all` for one without; None where several pairs are the same part."""
+def _by_part(pairs: Sequence[Pair]) -> tuple[dict[str, Pair], Sequence[str]]:
+    """The pair of each part, `all` for one without, and notes; no pair where several are the same part."""
     parts: dict[str, Pair] = {}
     for pair in pairs:
         part = meaning_of(pair.masks).part or "all"
         if part in parts:
-            return None
+            return {}, ()
         parts[part] = pair
+    notes: Sequence[str] = ()
     if "all" in parts and len(parts) > 1:
-        return {"all": parts["all"]} if not {"train"} & {*parts} else {k: v for k, v in parts.items() if k != "all"}
-    return {part: parts[part] for part in ("all", *PARTS) if part in parts}
+        whole = parts.pop("all")
+        inside = [pair.images for pair in parts.values() if whole.nested and _is_in(pair.images, whole.images)]
+        if inside:
+            return {"all": whole}, (divided_anew("folders", [whole.images or ".", *inside]),)
+        if "train" in parts:
+            notes = not_taken([whole.images or "."])
+        parts.setdefault("train", whole)
+    return {part: parts[part] for part in ("all", *PARTS) if part in parts}, notes
+
+
+def _is_in(folder: str, outer: str) -> bool:
+    return PurePosixPath(folder).is_relative_to(outer)
 
 
 # -- lists of names ----------------------------------------------------------------------------------------------------

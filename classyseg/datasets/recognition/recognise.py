@@ -18,7 +18,8 @@ from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.datasets.files.pairs import collecting_pair_faults
 from classyseg.datasets.recognition.held_out import held_out, part_config
-from classyseg.datasets.recognition.roles import PARTS, part_of
+from classyseg.datasets.recognition.overlaps import images_of, overlaps
+from classyseg.datasets.recognition.roles import PARTS, not_taken, one_of_each, part_of
 from classyseg.datasets.recognition.tree import listing
 from classyseg.errors import ConfigError, DataError
 
@@ -93,17 +94,16 @@ def data_part(found: Found, classes: Sequence[str] | None = None) -> DataPart:
         notes = [note for note in notes if "names" not in note]
     sets = {part: _with(config, found.parts[part]) for part in PARTS if part in found.parts}
     if "train" not in sets:
-        sets = {"train": config} if not sets else {"train": next(iter(sets.values()))}
+        sets, more = _with_train(config, sets)
+        notes += more
     with collecting_pair_faults() as faults:
-        try:
-            train = build_dataset(sets["train"])
-            if "val" not in sets:
-                sets, more = _divided(sets, train)
-                notes += more
-            for values in sets.values():
-                build_dataset(values)
-        except (ConfigError, DataError) as error:
-            notes.append(f"this cannot be read yet: {error}")
+        built, more = _built(sets)
+        doubled, told = overlaps({part: images_of(each) for part, each in built.items()})
+        notes += [*more, *told]
+        sets = {part: values for part, values in sets.items() if part not in doubled}
+        if "val" not in sets and "train" in built:
+            sets, more = _divided(sets, built["train"])
+            notes += [*more, *_built({part: sets[part] for part in ("train", "val") if part in sets})[1]]
     notes += [f"`classyseg data check` will say: {fault.message}" for fault in faults[:1]]
     return DataPart(found, sets, tuple(notes))
 
@@ -134,19 +134,20 @@ def _asked(module: Any, folder: Path) -> Found | None:
 
 def _joined(module: Any, folder: Path) -> Found | None:
     """A format whose folders lie in folders called `train`, `valid` and so on, one in each."""
-    found: dict[str, Found] = {}
-    for place in listing_of_folders(folder):
-        part = part_of(place.name)
-        answer = _asked(module, place) if part and part not in found else None
-        if part and answer:
-            found[part] = answer
-    if not found:
+    places = {place.name: place for place in listing_of_folders(folder)}
+    known = {name: answer for name in places if part_of(name) and (answer := _asked(module, places[name]))}
+    if not known:
         return None
-    first = found.get("train") or next(iter(found.values()))
+    others = [name for name in places if not part_of(name)]
+    known |= {name: answer for name in others if (answer := _asked(module, places[name])) and answer.sure >= ENOUGH}
+    by_part, rest = one_of_each({name: part_of(name) for name in known})
+    found = {part: known[name] for part, name in by_part.items()}
+    first = next(iter(found.values()))
     parts = {part: _difference(first.config, found[part].config) for part in PARTS if part in found}
     some = ", ".join(f"{part} {each.num_images}" for part, each in found.items())
     why = f"{first.why} (images: {some})"
-    return replace(first, sure=min(each.sure for each in found.values()), why=why, parts=parts)
+    notes = (*first.notes, *not_taken(rest))
+    return replace(first, sure=min(each.sure for each in found.values()), why=why, parts=parts, notes=notes)
 
 
 def listing_of_folders(folder: Path) -> list[Path]:
@@ -178,6 +179,31 @@ def _looks(folder: Path, found: Sequence[Found]) -> str:
 
 def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**config, **changes}.items() if value is not None}
+
+
+def _built(sets: Mapping[str, dict[str, Any]]) -> tuple[dict[str, ClassyDataset], list[str]]:
+    """The data sets that can be built, and notes about the others."""
+    built, notes = {}, []
+    for part, values in sets.items():
+        try:
+            built[part] = build_dataset(values)
+        except (ConfigError, DataError) as error:
+            notes.append(f"{part} cannot be read yet: {error}")
+    return built, notes
+
+
+def _with_train(
+    config: Mapping[str, Any], sets: Mapping[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The data sets with a `train`, where none of `sets` is: all images, or those of a part if `config` is one."""
+    if not sets:
+        return {"train": dict(config)}, []
+    first = next(iter(sets))
+    if config in sets.values():
+        others = {part: values for part, values in sets.items() if part != first}
+        return {"train": sets[first], **others}, [f"no part of the folder is for train: {first} is taken for it"]
+    told = f"no part of the folder is for train, only for {' and '.join(sets)}: the images of all are divided anew"
+    return {"train": dict(config)}, [told]
 
 
 def _divided(sets: Mapping[str, dict[str, Any]], train: ClassyDataset) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
+
+from classyseg.config import listed
+from classyseg.console import MAX_NAME, printable
 
 Role = Literal["images", "masks"]
 
@@ -60,6 +64,36 @@ def part_named(text: str) -> str | None:
     """The part that a word of a file's or a folder's name says; None if none does, or several do."""
     found = {part for word in re.split(r"[^a-z]+", text.lower()) if (part := part_of(word))}
     return found.pop() if len(found) == 1 else None
+
+
+def one_of_each(told: Mapping[str, str | None]) -> tuple[dict[str, str], list[str]]:
+    """From the part that each name says: the name of each part, and the names that are left.
+
+    A name that says no part is train where others are val or test, and none is train.
+    """
+    parts: dict[str, str] = {}
+    for name in sorted(told, key=lambda name: name.lower() not in MEANING):  # train goes before train_extra
+        if (part := told[name]) is not None:
+            parts.setdefault(part, name)
+    plain = [name for name, part in told.items() if part is None]
+    if parts and plain:
+        parts.setdefault("train", plain[0])
+    return {part: parts[part] for part in PARTS if part in parts}, [n for n in told if n not in parts.values()]
+
+
+def not_taken(names: Sequence[str]) -> tuple[str, ...]:
+    """The note about files, folders or lists that no data set takes."""
+    return (f"also there, not taken: {listed(_shown(names), limit=5)}",) if names else ()
+
+
+def divided_anew(kind: str, names: Sequence[str]) -> str:
+    """The note about images that all count together, whatever parts some of the `names` say."""
+    some = listed(_shown(names), limit=5)
+    return f"the {kind} {some} are not one train, one val and one test: the images of all are divided anew"
+
+
+def _shown(names: Sequence[str]) -> list[str]:
+    return [printable(name, MAX_NAME) or "(without a name)" for name in names]
 
 
 def is_plain(name: str) -> bool:

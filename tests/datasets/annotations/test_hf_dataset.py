@@ -233,7 +233,7 @@ def test_a_data_set_is_recognised(tmp_path: Path, form: str, split: str | None, 
     assert found.sure > 0.9
     assert found.config["classes"] == list(NAMES)
     assert len(build_dataset({"name": found.format, **found.config})) == found.num_images
-    assert [*found.parts] == {"splits": ["train", "val"], "parquet": ["test", "train"]}.get(form, [])
+    assert [*found.parts] == {"splits": ["train", "val"], "parquet": ["train", "test"]}.get(form, [])
     assert found_in(tmp_path / "nothing") is None
 
 
