@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import label_trees
 import pytest
-from part_trees import TREES, Parts, write
+from part_trees import HEIGHT, TREES, WIDTH, Parts, write
+from PIL import Image
 
 from classyseg.datasets import build_dataset
 from classyseg.datasets.recognition.recognise import DataPart, candidates, chosen, data_part
+from classyseg.errors import DataError
+from classyseg.planning.look import facts_of
 
 WORDS = ("ulm", "bonn", "kiel", "trier", "jena", "gera", "hof", "celle", "essen", "köln")
 NAMED_PARTS = sorted({*TREES} - {"label_studio"})
@@ -81,7 +85,7 @@ def sizes(part: DataPart) -> dict[str, int]:
     return {name: len(each) for name, each in images(part).items()}
 
 
-@pytest.mark.parametrize("name", sorted({*NAMED_PARTS} - {"folder with lists"}))
+@pytest.mark.parametrize("name", NAMED_PARTS)
 def test_without_train_another_part_is_divided_and_no_image_is_in_two(name: str, tmp_path: Path) -> None:
     part = imported(tmp_path / "data", name, {"val": names(10), "test": names(4, "t")})
     found = images(part)
@@ -181,3 +185,57 @@ def test_a_public_data_set_of_val_alone_is_divided(tmp_path: Path) -> None:
     part = read(tmp_path, "camvid")
     assert sizes(part) == {"train": 8, "val": 2}
     assert any("whether its neighbours are of the same scene or not" in note for note in part.notes)
+
+
+# -- the kind of the images --------------------------------------------------------------------------------------------
+
+
+def rewritten(root: Path, *, turned: bool = False, **kind: Any) -> None:
+    """Writes all images of a tree again: of another kind, or with an EXIF tag (`turned`: and pixels that it turns)."""
+    for path in [*root.rglob("*.png"), *root.rglob("*.jpg")]:
+        if "SegmentationClass" in path.parts or path.stem.endswith("_mask"):
+            continue
+        size = (HEIGHT, WIDTH) if turned else (WIDTH, HEIGHT)  # Pillow has the width first
+        image = Image.new(kind.get("mode", "RGB"), size, kind.get("color", 9))
+        exif = Image.Exif()
+        if "mode" not in kind:
+            exif[0x0112] = 6
+        image.save(path, exif=exif)
+
+
+READERS = sorted({*TREES} - {"folder", "folder with lists", "hf_dataset"})
+SIZED = sorted({*READERS} - {"yolo_polygons"})
+"""Those whose files say the sizes of images."""
+
+
+@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize("turned", [True, False])
+def test_photos_of_phones_are_read_as_the_sizes_of_the_annotations_say(name: str, turned: bool, tmp_path: Path) -> None:
+    TREES[name](tmp_path / "data", {"": names(6)})
+    rewritten(tmp_path / "data", turned=turned)
+    part = read(tmp_path / "data", name)
+    assert [values["exif"] for values in part.sets.values()] == ["rotate" if turned else "ignore"] * 2
+    for data in map(build_dataset, part.sets.values()):
+        for index in range(len(data)):
+            sample = data.load(index)
+            assert sample.image.shape[-2:] == sample.target.shape == (HEIGHT, WIDTH)
+
+
+def test_photos_of_phones_are_refused_where_no_file_says_their_sizes(tmp_path: Path) -> None:
+    TREES["yolo_polygons"](tmp_path / "data", {"": names(6)})
+    rewritten(tmp_path / "data", turned=True)
+    part = read(tmp_path / "data", "yolo_polygons")
+    assert not any("exif" in values for values in part.sets.values())
+    with pytest.raises(DataError, match="EXIF"):
+        build_dataset(part.sets["train"]).load(0)
+    with pytest.raises(DataError, match=r"no image of \d can be read, the first one because .*EXIF.*data check"):
+        facts_of(part.sets, 10, "cpu")
+
+
+@pytest.mark.parametrize("name", sorted({*READERS} - {"roboflow_masks"}))  # it has JPEG alone
+def test_images_of_16_bits_are_read_with_their_channels_and_bits(name: str, tmp_path: Path) -> None:
+    TREES[name](tmp_path / "data", {"": names(6)})
+    rewritten(tmp_path / "data", mode="I;16", color=4000)
+    part = read(tmp_path / "data", name)
+    assert {(values["channels"], values["bits"]) for values in part.sets.values()} == {(1, 16)}
+    assert build_dataset(part.sets["val"]).load_image(0).int().max() == 4000

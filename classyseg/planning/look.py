@@ -75,7 +75,9 @@ def _summary(dataset: ClassyDataset) -> DataSummary:
         if time.monotonic() > ends:
             break
     if not summary.sizes:
-        raise DataError(f"no image of {summary.num_samples} can be read: `classyseg data check` tells why")
+        first = next((text for tally in summary.problems.values() for _, text in tally.places), "")
+        told = f", the first one because {first}" if first else ""
+        raise DataError(f"no image of {summary.num_samples} can be read{told}; `classyseg data check` tells of all")
     return summary
 
 

@@ -88,6 +88,10 @@ class AnnotatedImages(ClassyDataset):
         if config.palette is not None:
             check_palette(config.palette, labels.classes)
 
+    def told_size(self, index: int) -> tuple[int, int] | None:
+        """The height and width that the annotations of image `index` say; None where they say none."""
+        return None
+
     @abstractmethod
     def annotation(self, index: int) -> Annotation:
         """What is annotated in image `index`. Raises: `DataError` that names the file."""

@@ -105,6 +105,9 @@ class CvatXml(AnnotatedImages):
         known = {label: color for label, color in read.labels.items() if color is not None}
         super().__init__(pairs, labels, palette, channels, bits, transforms, colors=known)
 
+    def told_size(self, index: int) -> tuple[int, int] | None:
+        return self._sizes[index]
+
     def annotation(self, index: int) -> Annotation:
         image = self.pairs[index][0]
         height, width = self._sizes[index] or self.shown_size(image)

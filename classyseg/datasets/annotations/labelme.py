@@ -145,6 +145,10 @@ class Labelme(AnnotatedImages):
         except DataError as error:
             raise DataError(f"its imageData: {error}", file=image) from None
 
+    def told_size(self, index: int) -> tuple[int, int] | None:
+        path = self.pairs[index][1]
+        return None if path is None else _size_in(_json(path))
+
     def annotation(self, index: int) -> Annotation:
         image, path = self.pairs[index]
         assert path is not None
@@ -152,11 +156,11 @@ class Labelme(AnnotatedImages):
         shapes = shapes_of(file)
         if image != path:
             self._check_image(file, image)
-        height, width = (file.contents.get(key) for key in ("imageHeight", "imageWidth"))
-        if height is None or width is None:
-            height, width = self.load_image(index).shape[-2:] if image == path else self.shown_size(image)
+        size = _size_in(file)
+        if size is not None:
+            height, width = size
         else:
-            height, width = (file.number("the file", file.contents, key) for key in ("imageHeight", "imageWidth"))
+            height, width = self.load_image(index).shape[-2:] if image == path else self.shown_size(image)
         return Annotation(height, width, list(self._objects(file, shapes)))
 
     def _check_image(self, file: JsonFile, image: Path) -> None:
@@ -277,6 +281,15 @@ def found_in(folder: Path) -> Found | None:
         return Found("labelme", 0.95, why, config, len(files), parts)
     folders = ["/".join(name) or "." for name in sorted(names)]
     return Found("labelme", 0.95, why, config, len(files), notes=(divided_anew("folders", folders),))
+
+
+def _size_in(file: JsonFile) -> tuple[int, int] | None:
+    """The height and width of the image, as the file says. Raises: `DataError`."""
+    keys = ("imageHeight", "imageWidth")
+    if any(file.contents.get(key) is None for key in keys):
+        return None
+    height, width = (file.number("the file", file.contents, key) for key in keys)
+    return height, width
 
 
 def _json(path: Path) -> JsonFile:

@@ -16,7 +16,7 @@ from classyseg.datasets.annotations.annotated_images import class_colors
 from classyseg.datasets.annotations.class_labels import BACKGROUND, Classes, ClassLabels, declared_names
 from classyseg.datasets.classy_dataset import Palette, check_palette, color_from, color_of
 from classyseg.datasets.facts import DataFacts
-from classyseg.datasets.files.images import Bits, read_colors
+from classyseg.datasets.files.images import Bits, header_of, read_colors
 from classyseg.datasets.files.lists import normal
 from classyseg.datasets.files.masks import MaskFiles
 from classyseg.datasets.files.pairs import ImageAndMask
@@ -97,6 +97,12 @@ class NamedMasks(MaskFiles):
         labels = ClassLabels.of(config.classes, background, config.ignore, "file", config.ignore_index)
         if config.palette is not None:
             check_palette(config.palette, labels.classes)
+
+    def told_size(self, index: int) -> tuple[int, int] | None:
+        """The height and width of the mask of image `index`; None where there is none."""
+        mask = self.pairs[index][1] if self.pairs else None
+        header = None if mask is None else header_of(mask)[0]
+        return None if header is None else (header.height, header.width)
 
     def load(self, index: int) -> Sample:
         mask = self.pairs[index][1]

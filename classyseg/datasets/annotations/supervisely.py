@@ -80,12 +80,15 @@ class Supervisely(AnnotatedImages):
         known = {label: color for label, color in colors.items() if color is not None}
         super().__init__(pairs, labels, palette, channels, bits, transforms, colors=known)
 
+    def told_size(self, index: int) -> tuple[int, int] | None:
+        path = self.pairs[index][1]
+        return None if path is None else _size_in(JsonFile(path, constants=True, max_bytes=MAX_BYTES))
+
     def annotation(self, index: int) -> Annotation:
         path = self.pairs[index][1]
         assert path is not None
         file = JsonFile(path, constants=True, max_bytes=MAX_BYTES)
-        size = file.value("the file", file.contents, "size")
-        height, width = (file.number("its size", size, key) for key in ("height", "width"))
+        height, width = _size_in(file)
         objects = file.value("the file", file.contents, "objects")
         if not isinstance(objects, list):
             file.refuse(f"its objects are {in_words(objects)}; expected a list")
@@ -111,6 +114,13 @@ class Supervisely(AnnotatedImages):
 
 def _unknown(kind: object, height: int, width: int) -> Patch:
     raise DataError(f"it is {in_words(kind)}; accepted: polygon, rectangle, bitmap, and line and point with line_width")
+
+
+def _size_in(file: JsonFile) -> tuple[int, int]:
+    """The height and width of the image, as the file says. Raises: `DataError`."""
+    size = file.value("the file", file.contents, "size")
+    height, width = (file.number("its size", size, key) for key in ("height", "width"))
+    return height, width
 
 
 def _exterior(entry: dict[str, Any], height: int, width: int, least: int = 1, most: int | None = None) -> Any:

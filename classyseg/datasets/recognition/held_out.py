@@ -38,8 +38,7 @@ def held_out(dataset: ClassyDataset, config: Mapping[str, Any]) -> HeldOut | Non
         return None
     every = HeldOut(
         None,
-        f"no part of the folder is for val: every {round(1 / WANTED)}th sample is held out for it, whether its "
-        "neighbours are of the same scene or not",
+        f"every {round(1 / WANTED)}th sample is held out for val, whether its neighbours are of the same scene or not",
     )
     names = _names(config)
     if len(names) != len(dataset):
@@ -49,14 +48,13 @@ def held_out(dataset: ClassyDataset, config: Mapping[str, Any]) -> HeldOut | Non
     if scenes is not None and (files is None or scenes.missing <= files.missing):
         return HeldOut(
             scenes.split,
-            f"no part of the folder is for val: {scenes.size} of {len(names)} images are held out for it, those of "
-            "one scene together",
+            f"{scenes.size} of {len(names)} images are held out for val, those of one scene together",
         )
     if files is None:
         return every
     return HeldOut(
         files.split,
-        f"no part of the folder is for val: {files.size} of {len(names)} images are held out for it, each by itself. "
+        f"{files.size} of {len(names)} images are held out for val, each by itself. "
         "If several are of one scene, write split.by so that they stay together",
     )
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from classyseg.datasets.annotations.annotated_images import AnnotatedImages
+from classyseg.datasets.annotations.named_masks import NamedMasks
+from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files.headers import Header
 from classyseg.datasets.files.images import header_of
 from classyseg.datasets.recognition.mask_values import evenly
@@ -33,14 +37,30 @@ def image_keys(pairs: Sequence[tuple[Path, Path | None]], sizes: Mapping[Path, t
         kinds[_kind(header)] += 1
         size = sizes.get(mask) if mask is not None else None
         if orientation in SWAPPING and size is not None and header.height != header.width:
-            turned["rotate" if size == (header.width, header.height) else "ignore"] += 1
+            turned["rotate"] += size == (header.width, header.height)
+            turned["ignore"] += size == (header.height, header.width)
     (channels, bits), _ = kinds.most_common(1)[0] if kinds else ((3, 8), 0)
     keys: dict[str, Any] = {}
     if (channels, bits) != (3, 8):
         keys = {"channels": channels} | ({"bits": bits} if bits != 8 else {})
-    if turned:
+    if turned.total():
         keys["exif"] = turned.most_common(1)[0][0]
     return keys
+
+
+def keys_of_annotated(datasets: Iterable[ClassyDataset]) -> dict[str, Any]:
+    """`image_keys` of data sets of annotations. `exif` is there only if these say the sizes of turned images."""
+    pairs: list[tuple[Path, Path | None]] = []
+    sizes: dict[Path, tuple[int, int]] = {}
+    annotated = [data for data in datasets if isinstance(data, AnnotatedImages | NamedMasks)]
+    for data in annotated:
+        for index in evenly(len(data), MOST):
+            image = data.files(index)[0]
+            pairs.append((image, image))
+            with suppress(DataError, OSError, ValueError):
+                if (size := data.told_size(index)) is not None:
+                    sizes[image] = size
+    return image_keys(pairs, sizes)
 
 
 def _header(path: Path) -> tuple[Header | None, int]:

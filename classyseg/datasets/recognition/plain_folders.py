@@ -278,7 +278,7 @@ def _lists(tree: Tree, pair: Pair) -> dict[str, dict[str, Any]]:
                 name = known.get(f"{word}.txt")
                 if name and part not in parts and _names_images(tree.path(place) / name, pair):
                     parts[part] = {"list": str(tree.path(place) / name)}
-        if "train" in parts and len(parts) > 1:
+        if parts and [*parts] != ["train"]:
             return parts
     return {}
 

@@ -18,6 +18,7 @@ from classyseg.datasets.classy_dataset import ClassyDataset
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.datasets.files.pairs import collecting_pair_faults
 from classyseg.datasets.recognition.held_out import held_out, part_config
+from classyseg.datasets.recognition.image_keys import keys_of_annotated
 from classyseg.datasets.recognition.overlaps import images_of, overlaps
 from classyseg.datasets.recognition.roles import PARTS, not_taken, one_of_each, part_of
 from classyseg.datasets.recognition.tree import listing
@@ -100,7 +101,8 @@ def data_part(found: Found, classes: Sequence[str] | None = None) -> DataPart:
         built, more = _built(sets)
         doubled, told = overlaps({part: images_of(each) for part, each in built.items()})
         notes += [*more, *told]
-        sets = {part: values for part, values in sets.items() if part not in doubled}
+        keys = keys_of_annotated(built.values())
+        sets = {part: {**values, **keys} for part, values in sets.items() if part not in doubled}
         if "val" not in sets and "train" in built:
             sets, more = _divided(sets, built["train"])
             notes += [*more, *_built({part: sets[part] for part in ("train", "val") if part in sets})[1]]
