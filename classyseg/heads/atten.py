@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -62,7 +63,7 @@ class AttenHead(ClassyHead):
         super().__init__()
         blocks = ordered_blocks(blocks, "atten", 1, or_more=True)
         if channels is None:
-            channels = num_heads * -(-blocks[-1].channels // (4 * num_heads))
+            channels = num_heads * math.ceil(blocks[-1].channels / (4 * num_heads))
         if channels % num_heads:
             raise ConfigError("channels", f"found {channels}, which the {num_heads} heads cannot share evenly")
         if not with_global:

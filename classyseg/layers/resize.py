@@ -40,7 +40,7 @@ def resample(x: Tensor, stride: int, target: int, size: Sequence[int]) -> Tensor
     steps = max(1, target // stride)
     ratio = target / (stride * steps)
     for axis, length in zip((2, 3), size, strict=True):
-        num_means = length if ratio == 1 else -(-x.shape[axis] // steps)
+        num_means = length if ratio == 1 else (x.shape[axis] + steps - 1) // steps
         if steps > 1:
             index = torch.arange(num_means * steps, device=x.device).clamp(max=x.shape[axis] - 1)
             x = x.index_select(axis, index).unflatten(axis, (num_means, steps)).mean(axis + 1)

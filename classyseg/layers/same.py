@@ -44,7 +44,7 @@ class SameConv2d(nn.Conv2d):
 
     def _borders(self, size: int, axis: int) -> tuple[int, int]:
         kernel, grid = self.kernel_size[axis], self.dilation[axis]
-        coarse = -(-size // grid)
-        total = (-(-coarse // self.made_for) - 1) * self.made_for + kernel - coarse
+        coarse = (size + grid - 1) // grid
+        total = (coarse - 1) // self.made_for * self.made_for + kernel - coarse
         before = total // 2 * grid
         return before, (kernel - 1 if self.stride[axis] < self.made_for else total) * grid - before

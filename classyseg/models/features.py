@@ -99,7 +99,7 @@ class FeaturePyramid(nn.Module):
         height, width = image.shape[2:]
         levels = []
         for source, (_, _, stride) in zip(self.sources, self.infos, strict=True):
-            size = (-(-height // stride), -(-width // stride))
+            size = ((height + stride - 1) // stride, (width + stride - 1) // stride)
             levels.append(extended(resample(features[source.name], source.stride, stride, size), size))
         if not self.lateral:
             return levels

@@ -196,7 +196,7 @@ def to_pyramid(features: dict[str, Tensor], stride: int, image: Tensor) -> dict[
     """Four maps at `stride` as maps at the strides 4, 8, 16 and 32, of ceil(H / stride) x ceil(W / stride)."""
     height, width = image.shape[2:]
     return {
-        name: resample(x, stride, target, (-(-height // target), -(-width // target)))
+        name: resample(x, stride, target, ((height + target - 1) // target, (width + target - 1) // target))
         for (name, x), target in zip(features.items(), PYRAMID_STRIDES, strict=True)
     }
 
