@@ -40,7 +40,7 @@ def record_of(run: Path, config: Path, commit: str) -> dict[str, Any]:
     if git("status", "--porcelain", "--", str(path)):
         raise SystemExit(f"{path}: is not committed")
     wanted = TASKS.validate(load_config(config)).resolved()
-    found = load_config(run / "config.yaml")
+    found = load_config(run / "config.yaml").values
     settled = {key: found["runtime"][key] for key, value in wanted["runtime"].items() if value == "auto"}
     wanted["runtime"] = {**wanted["runtime"], **settled}
     other = sorted(key for key, value in wanted.items() if found.get(key) != value and value is not None)
@@ -70,9 +70,9 @@ def record_of(run: Path, config: Path, commit: str) -> dict[str, Any]:
 
 
 def curve(values: list[float]) -> str:
-    """A small picture of the values in text, from 0 to their largest."""
-    top = max([*values, 1e-9])
-    return "".join(BARS[min(len(BARS) - 1, int(value / top * len(BARS)))] for value in values)
+    """A small picture of the values in text, from the lowest to the largest."""
+    low, high = min(values, default=0), max(values, default=0)
+    return "".join(BARS[round((value - low) / max(high - low, 1e-9) * (len(BARS) - 1))] for value in values)
 
 
 def rows_of(records: list[dict[str, Any]]) -> list[str]:
@@ -88,7 +88,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[str]:
             each["weights"] or "random",
             f"**{each['test']['mean_iou']:.4f}**{more}",
             f"{max(values, default=0):.4f}",
-            curve(values),
+            f"{values[0]:.2f} {curve(values)} {values[-1]:.2f}" if values else "",
             each["steps"],
             f"{each['hours']:.2f}",
             f"{each['machine']}, {each['precision']}",
