@@ -53,7 +53,9 @@ def test_mixed_batches_are_the_same_in_parts_and_on_two_processes(tmp_path: Path
     trained(tmp_path / "parts", "classification", {"runtime.accumulate_steps": 2})
     Trainer(tmp_path / "plain").train(build_task(config("classification")))
     one = losses(tmp_path / "classification/one")
-    assert one == pytest.approx(losses(tmp_path / "parts"), rel=1e-5)
+    parts = losses(tmp_path / "parts")
+    assert one[0] == pytest.approx(parts[0], rel=1e-6)
+    assert one == pytest.approx(parts, rel=1e-4)  # rounding grows with the steps: 1.3e-5 on AVX2
     assert one != pytest.approx(losses(tmp_path / "plain"), rel=1e-3)
 
 
