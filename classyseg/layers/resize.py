@@ -18,6 +18,14 @@ CHUNK_BYTES = 64_000_000
 `scores_at` takes it once."""
 
 
+def ceil_div(a: int, b: int) -> int:
+    """`a / b`, rounded up, of sizes from 0 on, also symbolic ones.
+
+    Python's other way, the negative of `-a // b`, is wrong in an export: ONNX and OpenVINO round it toward 0.
+    """
+    return (a + b - 1) // b
+
+
 def resize_logits(logits: Tensor, size: Sequence[int], *, align_corners: bool = ALIGN_CORNERS) -> Tensor:
     """`logits` (N, C, h, w) at `size` (H, W), bilinear; the input itself if it has that size.
 
@@ -40,7 +48,7 @@ def resample(x: Tensor, stride: int, target: int, size: Sequence[int]) -> Tensor
     steps = max(1, target // stride)
     ratio = target / (stride * steps)
     for axis, length in zip((2, 3), size, strict=True):
-        num_means = length if ratio == 1 else (x.shape[axis] + steps - 1) // steps
+        num_means = length if ratio == 1 else ceil_div(x.shape[axis], steps)
         if steps > 1:
             index = torch.arange(num_means * steps, device=x.device).clamp(max=x.shape[axis] - 1)
             x = x.index_select(axis, index).unflatten(axis, (num_means, steps)).mean(axis + 1)

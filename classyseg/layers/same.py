@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classyseg.layers.resize import ceil_div
+
 
 class SameConv2d(nn.Conv2d):
     """(N, in, H, W) to (N, out, H / stride, W / stride), rounded up; where padding is odd, the end gets one more.
@@ -44,7 +46,7 @@ class SameConv2d(nn.Conv2d):
 
     def _borders(self, size: int, axis: int) -> tuple[int, int]:
         kernel, grid = self.kernel_size[axis], self.dilation[axis]
-        coarse = (size + grid - 1) // grid
-        total = (coarse - 1) // self.made_for * self.made_for + kernel - coarse
+        coarse = ceil_div(size, grid)
+        total = (ceil_div(coarse, self.made_for) - 1) * self.made_for + kernel - coarse
         before = total // 2 * grid
         return before, (kernel - 1 if self.stride[axis] < self.made_for else total) * grid - before

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from classyseg.errors import ConfigError
 from classyseg.layers import resample, resize_logits
-from classyseg.layers.resize import extended
+from classyseg.layers.resize import ceil_div, extended
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.meta import PROBE_SIZE
 from classyseg.structures import BlockInfo
@@ -99,7 +99,7 @@ class FeaturePyramid(nn.Module):
         height, width = image.shape[2:]
         levels = []
         for source, (_, _, stride) in zip(self.sources, self.infos, strict=True):
-            size = ((height + stride - 1) // stride, (width + stride - 1) // stride)
+            size = (ceil_div(height, stride), ceil_div(width, stride))
             levels.append(extended(resample(features[source.name], source.stride, stride, size), size))
         if not self.lateral:
             return levels

@@ -16,6 +16,7 @@ from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
 from classyseg.inference.class_rule import ClassRule
+from classyseg.inference.exported.model import ExportedModel
 from classyseg.io import json_line
 from classyseg.label_files import COMPRESSION, encoded, label_png
 from classyseg.pictures import display_colors
@@ -56,8 +57,8 @@ class Answers:
             )
         if len(predictor.classes) > MAX_LABELS:
             raise ConfigError(f"serve: this model has {len(predictor.classes)} classes; accepted are {MAX_LABELS}")
-        facts = getattr(predictor.model, "facts", None)  # of an exported file
-        if facts is not None and facts.whole_images and facts.output_kind == "labels":
+        model = predictor.model
+        if isinstance(model, ExportedModel) and model.facts.whole_images and model.facts.output_kind == "labels":
             raise ConfigError(
                 "serve: this file gives a class of whole images without its score; export it with --output-kind scores"
             )

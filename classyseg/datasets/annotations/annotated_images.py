@@ -55,6 +55,8 @@ class AnnotatedImages(ClassyDataset):
     draws_masks = True
     channels: int = 3
     bits: Bits = 8
+    _sizes: Sequence[tuple[int, int] | None] = ()
+    """The height and width of each image that the file of annotations says, where one file says all."""
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class AnnotatedImages(ClassyDataset):
 
     def told_size(self, index: int) -> tuple[int, int] | None:
         """The height and width that the annotations of image `index` say; None where they say none."""
-        return None
+        return self._sizes[index] if self._sizes else None
 
     @abstractmethod
     def annotation(self, index: int) -> Annotation:

@@ -88,12 +88,9 @@ class CocoJson(AnnotatedImages):
         pairs = [(pictures[number].path, path) for number in chosen]
         super().__init__(pairs, labels, palette, channels, bits, transforms)
 
-    def told_size(self, index: int) -> tuple[int, int] | None:
-        return self._sizes[index]
-
     def annotation(self, index: int) -> Annotation:
         image = self.pairs[index][0]
-        height, width = self._sizes[index] or self.shown_size(image)
+        height, width = self.told_size(index) or self.shown_size(image)
         objects = [
             AnnotatedObject(
                 f"annotation {number} of {image.name}, '{label}'",

@@ -105,12 +105,9 @@ class CvatXml(AnnotatedImages):
         known = {label: color for label, color in read.labels.items() if color is not None}
         super().__init__(pairs, labels, palette, channels, bits, transforms, colors=known)
 
-    def told_size(self, index: int) -> tuple[int, int] | None:
-        return self._sizes[index]
-
     def annotation(self, index: int) -> Annotation:
         image = self.pairs[index][0]
-        height, width = self._sizes[index] or self.shown_size(image)
+        height, width = self.told_size(index) or self.shown_size(image)
         return Annotation(height, width, list(self._objects(image, json.loads(self._shapes[index]))))
 
     def _objects(self, image: Path, shapes: Sequence[Any]) -> Iterator[AnnotatedObject]:

@@ -125,12 +125,9 @@ class LabelStudio(AnnotatedImages):
         self._regions = Texts(dumped(regions[number]) for number in found)
         super().__init__([(image, path) for image in found.values()], labels, palette, channels, bits, transforms)
 
-    def told_size(self, index: int) -> tuple[int, int] | None:
-        return self._sizes[index]
-
     def annotation(self, index: int) -> Annotation:
         image = self.pairs[index][0]
-        height, width = self._sizes[index] or self.shown_size(image)
+        height, width = self.told_size(index) or self.shown_size(image)
         regions = loaded(self._regions[index])
         objects = [
             AnnotatedObject(f"{region.place} of {image.name}, '{region.label}'", region.label, partial(_drawn, region))

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classyseg.layers.resize import ceil_div
 from classyseg.models.backbones.transformer import (
     Classifier,
     Count,
@@ -34,7 +35,7 @@ def same_padded(x: Tensor, kernel: int, stride: int, value: float = 0.0) -> Tens
     """`x` with borders, the smaller half first, such that a layer of that kernel has ceil(side / stride) positions."""
     pads = []
     for side in (x.shape[3], x.shape[2]):
-        total = ((side + stride - 1) // stride - 1) * stride + kernel - side
+        total = (ceil_div(side, stride) - 1) * stride + kernel - side
         pads += [total // 2, total - total // 2]
     return F.pad(x, pads, value=value)
 

@@ -14,7 +14,7 @@ from torchvision.ops import MLP
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.errors import ConfigError
-from classyseg.layers.resize import resample
+from classyseg.layers.resize import ceil_div, resample
 from classyseg.models.classy_model import ClassyModel
 from classyseg.models.position_grids import resized_positions
 from classyseg.structures import PositionGrid
@@ -196,7 +196,7 @@ def to_pyramid(features: dict[str, Tensor], stride: int, image: Tensor) -> dict[
     """Four maps at `stride` as maps at the strides 4, 8, 16 and 32, of ceil(H / stride) x ceil(W / stride)."""
     height, width = image.shape[2:]
     return {
-        name: resample(x, stride, target, ((height + target - 1) // target, (width + target - 1) // target))
+        name: resample(x, stride, target, (ceil_div(height, target), ceil_div(width, target)))
         for (name, x), target in zip(features.items(), PYRAMID_STRIDES, strict=True)
     }
 
