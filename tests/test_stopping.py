@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -21,7 +22,7 @@ from PIL import Image
 
 from classyseg import stopping
 from classyseg.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from classyseg.datasets import SyntheticShapes, TrainOrder, make_loader
+from classyseg.datasets import EvalOrder, SyntheticShapes, TrainOrder, make_loader
 from classyseg.datasets.files.images import read_image
 from classyseg.datasets.loading.workers import WorkerError
 from classyseg.hooks import ClassyHook, WatchedTask
@@ -154,6 +155,45 @@ def test_without_a_limit_a_worker_may_take_its_time_and_a_stop_ends_the_wait(bat
 
     loader.close()
     assert len(asked) == 3
+
+
+class HoldsTheInterpreter(SyntheticShapes):
+    """At its last sample, the worker hangs in C code: none of its threads runs, so nobody gets a batch's memory."""
+
+    def load(self, index: int) -> Sample:
+        if index == len(self) - 1:
+            time.sleep(0.5)  # the thread that sends the batch before does so
+            ctypes.PyDLL(None).sleep(1000)
+        return super().load(index)
+
+
+@pytest.mark.parametrize("limit", [None, 3.0])
+def test_a_batch_whose_worker_answers_no_more_does_not_hold_up_the_end(limit: float | None) -> None:
+    """torch asks a worker for the memory of a batch that it sent, and waits for the answer however long that takes."""
+    dataset = HoldsTheInterpreter(split="train", num_samples=3, size=(32, 32))
+    order = EvalOrder(3, 1)
+    loader = make_loader(dataset, order, workers=1, worker_timeout=limit, gives_up=lambda: limit is None)
+    found: list[BaseException] = []
+
+    def take() -> None:
+        batches = iter(loader)
+        next(batches)
+        time.sleep(1.5)  # a long step, at which the batch that is next is sent and its worker hangs
+        try:
+            next(batches)
+        except (WaitEnded, WorkerError) as error:
+            found.append(error)
+        loader.close()
+
+    taking = threading.Thread(target=take, daemon=True)
+    taking.start()
+    taking.join(LIMIT / 4)
+
+    assert not taking.is_alive()
+    assert not multiprocessing.active_children()
+    (error,) = found
+    assert isinstance(error, WaitEnded if limit is None else WorkerError)
+    assert limit is None or "sample 2, epoch 0" in str(error)
 
 
 class TakesTheLock(SyntheticShapes):

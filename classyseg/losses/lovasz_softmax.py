@@ -7,7 +7,7 @@ from torch import Tensor
 
 from classyseg.losses.bands import ResizedImage, over_bands, resized, with_gradient
 from classyseg.losses.classy_loss import HeadNames, HeadWeights
-from classyseg.losses.sharing import share_out
+from classyseg.losses.sharing import on_one_thread, share_out
 from classyseg.losses.tversky import Classes, ImageLoss
 from classyseg.registry import LOSSES
 
@@ -45,7 +45,7 @@ class LovaszSoftmaxLoss(ImageLoss):
             for i, image in enumerate(resized(logits, target.shape[1:])):
                 total += self._image_loss(image, target[i], wanted=gradient is not None)
                 if gradient is not None:
-                    gradient[i] = image.gradient()
+                    gradient[i] = on_one_thread(image.gradient, image.threads)
             return total
 
         return with_gradient(logits, run)

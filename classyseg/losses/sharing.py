@@ -37,17 +37,35 @@ def share_out(
 ) -> None:
     """Calls `take(item, work(item))` for all items: `work` in any thread, `take` one at a time and in their order.
 
-    So sums that `take` adds up have the same bits with any number of threads. Neither makes gradients. `threads` is
-    what `num_threads` gives.
+    So sums that `take` adds up have the same bits with any number of threads, up to one for each item. Neither makes
+    gradients. `threads` is what `num_threads` gives.
     """
     num_workers = min(threads, len(items))
     if num_workers < 2:
         for item in items:
             take(item, work(item))
         return
-    job = _Job(items, work, take, ahead=AHEAD * num_workers)
+    _run_job(_Job(items, work, take, ahead=AHEAD * num_workers), threads, num_workers)
+
+
+def on_one_thread(work: Callable[[], Result], threads: int) -> Result:
+    """What `work` gives where torch does not split its sums: the same bits with any number of threads.
+
+    For the thread that called `share_out`, never within `work` or `take`. `threads` is what `num_threads` gives.
+    """
+    if threads < 2:
+        return work()
+    results: list[Result] = []
+    job = _Job((None,), lambda _: work(), lambda _, result: results.append(result), ahead=1)
+    _run_job(job, threads, 1, own_threads=1)
+    return results[0]
+
+
+def _run_job(job: _Job[Item, Result], threads: int, num_workers: int, own_threads: int | None = None) -> None:
+    """Runs a job in threads of the pool. Each has `own_threads` of torch's; None: its share of `threads`."""
     inference = torch.is_inference_mode_enabled()
-    running = [_pool(threads).submit(_run, job, threads // num_workers, inference) for _ in range(num_workers)]
+    own_threads = own_threads or threads // num_workers
+    running = [_pool(threads).submit(_run, job, own_threads, inference) for _ in range(num_workers)]
     try:
         changed = [future.result() for future in running]
     finally:

@@ -11,6 +11,7 @@ from torch import Tensor
 from classyseg.errors import ConfigError
 from classyseg.losses.bands import ResizedImage, over_bands, resized, with_gradient
 from classyseg.losses.classy_loss import MASKS, HeadNames, HeadWeights, PerOutputLoss, are_flags, fits_masks
+from classyseg.losses.sharing import on_one_thread
 from classyseg.registry import LOSSES
 
 Classes = Literal["present", "all"]
@@ -134,7 +135,7 @@ class TverskyLoss(ImageLoss):
             return image.back(rows, x.scatter_add_(0, labels_here, own))
 
         over_bands(image, pass_back, image.add)
-        return value, image.gradient()
+        return value, on_one_thread(image.gradient, image.threads)
 
     def _loss_of_flags(
         self, image: ResizedImage, is_set: Tensor, valid: Tensor, *, wanted: bool
@@ -161,7 +162,7 @@ class TverskyLoss(ImageLoss):
             return image.back(rows, slope.mul_(slopes[1] + slopes[0] * is_set[:, rows]))
 
         over_bands(image, pass_back, image.add)
-        return value, image.gradient()
+        return value, on_one_thread(image.gradient, image.threads)
 
     def _value_and_slopes(self, sums: Tensor, counted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """An image's loss and its derivatives by the first two sums; see `_value`."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from classyseg.losses import build_loss
-from classyseg.losses.sharing import share_out
+from classyseg.losses.sharing import on_one_thread, share_out
 
 PIXEL_LOSSES = (
     "cross_entropy",
@@ -55,6 +55,14 @@ def test_three_threads_give_the_bits_of_one(name: str) -> None:
     alone = value_and_gradient(name)
     assert torch.equal(shared[0], alone[0])
     assert torch.equal(shared[1], alone[1])
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_one_thread_of_the_pool_computes_alone() -> None:
+    assert on_one_thread(torch.get_num_threads, 3) == 1
+    assert torch.get_num_threads() == 3
+    with pytest.raises(ZeroDivisionError):
+        on_one_thread(lambda: 1 // 0, 3)
 
 
 @pytest.mark.usefixtures("three_threads")

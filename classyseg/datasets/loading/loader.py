@@ -17,6 +17,7 @@ from classyseg.datasets.loading.workers import (
     LEAVE_SECONDS,
     POLL_SECONDS,
     PREFETCH,
+    Rescue,
     Watch,
     WorkerError,
     check_limits,
@@ -226,22 +227,31 @@ class BatchLoader:
     def _from_workers(self, loader: DataLoader[Loaded | Failure]) -> Iterator[Loaded | Failure]:
         if loader._iterator is None:
             check_limits(self._source, next(iter(self._order), []), loader.num_workers)
+        rescue = None
         try:
             with without_sigchld_handler():
                 batches = iter(loader)
-            while (batch := self._next(batches)) is not None:
+            rescue = Rescue(self._workers(), Watch(self._source, self._worker_timeout), self._gives_up)
+            while (batch := self._next(batches, rescue)) is not None:
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:  # errors of torch or of a pipe name a process id at most
+            if rescue is not None and rescue.reason is not None:
+                self._hangs = True
+                raise rescue.reason from error
             dead = list(deaths(self._source, self._workers()))
             if dead:
                 raise WorkerError("; ".join(dead)) from error
             raise
+        finally:
+            if rescue is not None:
+                rescue.end()
 
-    def _next(self, batches: Iterator[Loaded | Failure]) -> Loaded | Failure | None:
+    def _next(self, batches: Iterator[Loaded | Failure], rescue: Rescue) -> Loaded | Failure | None:
         watch = Watch(self._source, self._worker_timeout)
         while True:
             try:
-                return next(batches, None)
+                with rescue:
+                    return next(batches, None)
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader timed out"):  # after POLL_SECONDS; one may ask again
                     raise

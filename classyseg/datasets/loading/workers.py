@@ -10,10 +10,11 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ import torch
 from classyseg.datasets.loading.bad_samples import NOTHING, Failure, Key, SampleSource
 from classyseg.errors import ConfigError
 from classyseg.launcher import local_world_size
+from classyseg.stopping import WaitEnded
 from classyseg.structures import Sample
 
 GRACE_SECONDS = 20
@@ -36,6 +38,8 @@ SPARE_FILES = 64
 """For what else the process opens: the log, a checkpoint, sockets."""
 DEATH_SECONDS = 2
 """How long a broken pipe may come before the exit code of the worker that died."""
+ANSWER_SECONDS = 3
+"""How long a worker may take for a batch's memory before a process that waits for it looks whether it still should."""
 POLL_SECONDS = 1
 """How often a process that waits for a batch looks whether it still should."""
 LEAVE_SECONDS = 4
@@ -173,6 +177,48 @@ class Watch:
                 f"the data workers have sent no batch and begun no sample for more than runtime.worker_timeout, "
                 f"{self._limit:g} seconds; runtime.workers: 0 shows where it hangs"
             )
+
+
+class Rescue:
+    """Frees a process that waits within torch for a worker that answers no more: within the block, and by its death.
+
+    torch asks a worker for the memory of each batch that it sent, and has no limit for the answer. A worker that hangs
+    in C code which holds the interpreter answers never, and no signal ends that wait.
+
+    Once `gives_up` says so, or `watch` finds a worker late, the workers are killed, and `reason` is what to raise then.
+    """
+
+    def __init__(self, workers: Sequence[Any], watch: Watch, gives_up: Callable[[], bool]) -> None:
+        self._workers, self._watch, self._gives_up = workers, watch, gives_up
+        self._since: float | None = None
+        self._ended = threading.Event()
+        self.reason: Exception | None = None
+        threading.Thread(target=self._run, daemon=True, name="classyseg rescue").start()
+
+    def __enter__(self) -> None:
+        self._since = time.monotonic()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._since = None
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            since = self._since
+            if since is None or time.monotonic() - since < ANSWER_SECONDS:  # torch itself waits for POLL_SECONDS
+                continue
+            try:
+                if self._gives_up():
+                    raise WaitEnded
+                self._watch.look(self._workers)
+            except (WaitEnded, WorkerError) as reason:
+                self.reason = reason
+                kill(self._workers)
+                return
 
 
 def kill(workers: Sequence[Any]) -> None:
