@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import re
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.output import complain
@@ -14,23 +18,54 @@ from classyseg.cli.output import complain
 if TYPE_CHECKING:
     from classyseg.inference import Predictor
 
-INTERRUPTED = 128 + signal.SIGINT
 A_MODEL = "a run's folder, a checkpoint of it, a model's folder, an exported file, or hf://owner/name of the hub"
 MAX_SIDE = 65_536
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as an error: what a command has begun is cleaned up, as by Ctrl-C."""
+
+
+def exit_code_of(error: KeyboardInterrupt) -> int:
+    """128 + the number of the signal."""
+    return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
 def interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Wraps `command`, so that Ctrl-C ends it with one line instead of a traceback."""
+    """Wraps `command`, so that Ctrl-C and SIGTERM end it with one line instead of a traceback or half a file."""
 
     @functools.wraps(command)
     def run(arguments: argparse.Namespace) -> int:
         try:
-            return command(arguments)
-        except KeyboardInterrupt:
+            with _terminated():
+                return command(arguments)
+        except KeyboardInterrupt as error:
             complain("stopped")
-            return INTERRUPTED
+            return exit_code_of(error)
 
     return run
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Raises `Terminated` at SIGTERM in this process; the second one ends it at once."""
+    owner = os.getpid()
+    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signals
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != owner:  # a child that was forked has this handler, too, and nothing to clean up
+            os.kill(os.getpid(), number)
+            return
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def positive(text: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.arguments import A_MODEL, INTERRUPTED, add_model_arguments, interruptible, positive, predictor_of
+from classyseg.cli.arguments import A_MODEL, add_model_arguments, exit_code_of, interruptible, positive, predictor_of
 from classyseg.cli.output import complain, emit, in_columns, json_text, logging_lines
 from classyseg.console import printable
 
@@ -118,11 +118,12 @@ def _run(arguments: argparse.Namespace) -> int:
         problems=inputs.problems,
         rule=rule,
     )
-    started, is_complete = time.perf_counter(), False
+    started, is_complete, stopped = time.perf_counter(), False, 0
     try:
         job.run()
         is_complete = True
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        stopped = exit_code_of(error)
         complain(f"stopped after {len(job.records)} of {len(plans)} files, which {output / SUMMARY} names")
     finally:  # also after a full disk, if this can still be written
         seconds = time.perf_counter() - started
@@ -131,7 +132,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if rule is not None:
             write_atomically(output / TABLE, table(summary["files"], rule))
     if not is_complete:
-        return INTERRUPTED
+        return stopped
     emit("\n".join(_report(summary, output)))
     for failed in summary["failed"]:
         complain(f"{failed['file']}: {failed['reason']}")

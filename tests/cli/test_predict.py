@@ -291,8 +291,9 @@ def test_a_folder_that_is_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureF
 # -- an interrupted command ------------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_leaves_whole_files_and_says_what_was_done(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_whole_files_and_says_what_was_done(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     for i in range(8):
         save(tmp_path / "in" / f"{i}.png", noise(4, 5 + i))
@@ -302,11 +303,12 @@ def test_ctrl_c_leaves_whole_files_and_says_what_was_done(
     def interrupted(self: Predictor, images: Any) -> Any:
         calls.append(images)
         if len(calls) == 4:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return honest(self, images)
 
     monkeypatch.setattr(Predictor, "predict", interrupted)
-    assert predict(trained, tmp_path / "in", "--output", tmp_path / "out", "--batch-size", 1) == 130
+    assert predict(trained, tmp_path / "in", "--output", tmp_path / "out", "--batch-size", 1) == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     found = summary(tmp_path / "out")
     assert found["is_complete"] is False
     assert len(found["files"]) == 3
