@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,17 @@ def test_folders_of_classes_are_images_with_one_class(tmp_path: Path) -> None:
         "val": ("image_folder", 6),
     }
     assert build_dataset(sets["val"]).classes == ("cat", "dog", "eel")
+
+
+def test_a_second_folder_of_a_part_is_told_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part, count in (("train", 4), ("valid", 1), ("val", 2), ("train_extra", 3)):
+        for name in ("cat", "dog"):
+            for i in range(count):
+                write_image(tmp_path / "data" / part / name / f"{i}.jpg", i)
+    sets = imported(tmp_path / "data")
+    assert {part: len(build_dataset(each)) for part, each in sets.items()} == {"train": 8, "val": 4}
+    assert main(["data", "import", str(tmp_path / "data")]) == 0
+    assert re.search(r"not taken: '?train_extra'?, '?valid", capsys.readouterr().err)
 
 
 def test_the_exports_of_tools_go_before_plain_folders_and_keep_their_parts(tmp_path: Path) -> None:
