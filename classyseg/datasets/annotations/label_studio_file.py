@@ -142,8 +142,10 @@ def _results(file: JsonFile, place: str, results: Sequence[Any]) -> Iterator[tup
 
 
 def _short(file: JsonFile, number: int, entry: dict[str, Any], image_key: str | None, several: Several) -> Task:
-    """A task of the export JSON-MIN."""
+    """A task of the export JSON-MIN. One that nobody annotated has null for the number of its annotation."""
     place = f"task {number}"
+    if entry.get("annotation_id", number) is None:
+        return Task(number, _image(file, place, entry, image_key), None, None)
     regions = [
         (f"{place}, {shown(key, MAX_NAME)} {i}", value)
         for key, values in entry.items()

@@ -122,6 +122,25 @@ def test_the_short_form_gives_the_same_masks(tmp_path: Path) -> None:
     assert short.load(0).target.equal(long.load(0).target)
 
 
+def test_the_short_form_leaves_out_tasks_that_nobody_annotated(tmp_path: Path) -> None:
+    """As Label Studio's converter writes them, where all tasks are exported: without regions, and with nulls."""
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    label = [{**left_half("car")["value"], **size}]
+    times = {"annotator": 1, "created_at": "2026-11-29T10:00:00Z", "updated_at": None, "lead_time": 2.0}
+    nobody = {"annotator": None, "annotation_id": None, "created_at": None, "updated_at": None, "lead_time": None}
+    entries = [
+        {"image": "a.png", "id": 1, "tag": label, "annotation_id": 7, **times},
+        {"image": "b.png", "id": 2, **nobody},
+        {"image": "c.png", "id": 3, "annotation_id": 9, **times},
+    ]
+    for name in "abc":
+        save(tmp_path / f"{name}.png", np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    (tmp_path / "min.json").write_text(json.dumps(entries))
+    data = LabelStudio(root=str(tmp_path), annotations="min.json")
+    assert [Path(data.files(i)[0]).name for i in range(len(data))] == ["a.png", "c.png"]
+    assert data.load(1).target.sum() == 0
+
+
 def test_a_shape_whose_label_stands_in_a_second_result_counts_once(tmp_path: Path) -> None:
     shape = left_half("car")
     bare = {**shape, "type": "rectangle", "value": {k: v for k, v in shape["value"].items() if k != "rectanglelabels"}}
