@@ -17,6 +17,11 @@ COMPRESSION = 3
 """zlib's level, of nine: a label map takes a third of the default level's time, and a tenth more bytes."""
 
 
+def flag_palette(color: tuple[int, int, int]) -> Palette:
+    """Of a file that tells where pixels have a class: 0 is black, 1 has the class's colour."""
+    return (0, 0, 0), color
+
+
 def label_image(labels: npt.NDArray[Any], palette: Palette) -> Image.Image:
     """Labels (H, W) as an image with the palette; of 16 bits if it has more than 256 colours."""
     check_num_classes(palette)

@@ -17,7 +17,15 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from classyseg.datasets.files.images import header_of
 from classyseg.io import written_atomically
-from classyseg.label_files import COMPRESSION, Palette, check_num_classes, encoded, label_image, label_png
+from classyseg.label_files import (
+    COMPRESSION,
+    Palette,
+    check_num_classes,
+    encoded,
+    flag_palette,
+    label_image,
+    label_png,
+)
 from classyseg.pictures import safe_name
 
 Labels = npt.NDArray[Any]
@@ -28,7 +36,6 @@ The size of a pixel, the tie points, the matrix, the keys of the coordinate syst
 coefficients of a satellite's camera. Not the number that marks pixels without data: a label may be that number.
 """
 TIE_POINTS, MATRIX, KEYS = 33922, 34264, 34735
-BLACK = (0, 0, 0)
 UPRIGHT = 1
 """The orientation of an image that is shown as it is stored: a world file is for the stored pixels."""
 TILE = 256
@@ -106,7 +113,7 @@ def write_flags(
 ) -> None:
     """Writes the flags (C, H, W) of each class into a file of its own: 1 in the class's colour, 0 black."""
     for path, own, color in zip(paths, flags, palette, strict=True):
-        write_labels(path, own, (BLACK, color), geo)
+        write_labels(path, own, flag_palette(color), geo)
 
 
 def class_folders(classes: Sequence[str]) -> tuple[str, ...]:

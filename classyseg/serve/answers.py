@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from classyseg.inference import Predictor
 from classyseg.inference.class_rule import ClassRule
 from classyseg.inference.exported.model import ExportedModel
 from classyseg.io import json_line
-from classyseg.label_files import COMPRESSION, encoded, label_png
+from classyseg.label_files import COMPRESSION, encoded, flag_palette, label_png
 from classyseg.pictures import display_colors
 from classyseg.serve.limits import Limits
 
@@ -29,11 +30,15 @@ MAX_LABELS = 2**16
 
 @dataclass(frozen=True)
 class Wish:
-    """What a client asks for: JSON, with or without label map and picture in it, or the label map alone."""
+    """What a client asks for: JSON, with or without label map and picture in it, or the label map alone.
+
+    `of` is the number of a class, whose own map is meant where pixels have several classes.
+    """
 
     form: Literal["json", "png"] = "json"
     labels: bool = False
     picture: bool = False
+    of: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,6 @@ class Answers:
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
         if predictor.takes_clips:
             raise ConfigError("serve: this model takes videos, and images are served; use `classyseg predict`")
-        if predictor.multi_label and predictor.network.gives_maps(predictor.head):
-            raise ConfigError(
-                "serve: this model gives several classes of a pixel, and answers hold one; use `classyseg predict`"
-            )
         if len(predictor.classes) > MAX_LABELS:
             raise ConfigError(f"serve: this model has {len(predictor.classes)} classes; accepted are {MAX_LABELS}")
         model = predictor.model
@@ -64,14 +65,16 @@ class Answers:
             )
         self.predictor, self.limits = predictor, limits
         self.gives_maps = predictor.network.gives_maps(predictor.head)
+        self.gives_flags = self.gives_maps and predictor.multi_label
         self.rule = None if self.gives_maps else ClassRule.of(predictor, None, None)
         self.colors = ["#" + bytes(color).hex() for color in predictor.palette]
 
     def model(self) -> dict[str, Any]:
         """What `/model` tells."""
         predictor, limits = self.predictor, self.limits
+        one_or_more = "any of its classes for each pixel" if self.gives_flags else "a class for each pixel"
         return {
-            "answers": "a class for each pixel" if self.gives_maps else "classes of the whole image",
+            "answers": one_or_more if self.gives_maps else "classes of the whole image",
             "multi_label": predictor.multi_label,
             "classes": [self._named(i) for i in range(len(predictor.classes))],
             "ignore_index": predictor.ignore_index,
@@ -95,14 +98,14 @@ class Answers:
         if self.rule is None:
             labels = self.predictor.predict(image)
             if wish.form == "png":
-                return Answer(label_png(labels, self.predictor.palette), PNG, f"{width} x {height}")
-            counts = np.bincount(labels.ravel(), minlength=len(self.predictor.classes))
+                return Answer(self._png(labels, wish.of), PNG, f"{width} x {height}")
             record["classes"] = [
-                {**self._named(i), "pixels": count, "share": count / labels.size}
-                for i, count in enumerate(counts.tolist())
+                {**self._named(i), "pixels": count, "share": count / (width * height)}
+                for i, count in enumerate(self._counts(labels))
             ]
             if wish.labels:
-                record["labels"] = _text(label_png(labels, self.predictor.palette))
+                each = [self._png(labels, i) for i in range(len(labels) if self.gives_flags else 1)]
+                record["labels"] = [*map(_text, each)] if self.gives_flags else _text(each[0])
         else:
             scores = self.predictor.scores(image)
             record |= self.rule.told(scores)
@@ -112,6 +115,20 @@ class Answers:
             record["picture"] = _text(encoded(_picture(image), "PNG", compress_level=COMPRESSION))
         record["seconds"] = time.perf_counter() - started
         return Answer(json_line(record).encode(), JSON, f"{width} x {height}")
+
+    def _png(self, labels: npt.NDArray[Any], of: int) -> bytes:
+        """The label map (H, W), or of flags (C, H, W) the map of the class `of`: what `classyseg predict` writes."""
+        palette = self.predictor.palette
+        return label_png(labels[of], flag_palette(palette[of])) if self.gives_flags else label_png(labels, palette)
+
+    def _counts(self, labels: npt.NDArray[Any]) -> list[int]:
+        """The number of pixels of each class."""
+        counts: npt.NDArray[Any]
+        if self.gives_flags:
+            counts = np.count_nonzero(labels, axis=(1, 2))
+        else:
+            counts = np.bincount(labels.ravel(), minlength=len(self.predictor.classes))
+        return [int(count) for count in counts]
 
 
 def _text(content: bytes) -> str:

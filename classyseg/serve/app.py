@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from classyseg.config import listed
 from classyseg.datasets.files.images import TooLargeError, UnreadableError
 from classyseg.errors import ConfigError
 from classyseg.inference import Predictor
@@ -33,6 +34,7 @@ log = logging.getLogger("classyseg.serve")
 PAGE = Path(__file__).with_name("page.html")
 RAW = "send the image's bytes as the body: curl --data-binary @photo.jpg"
 TYPES = {"application/json": "json", "image/png": "png", "application/*": "json", "image/*": "png", "*/*": "json"}
+QUERY = ("answer", "class", "labels", "picture")
 SWITCHES = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 
@@ -102,7 +104,7 @@ class Predictions:
         if request.method == "OPTIONS":
             await Response(status_code=204, headers={"allow": "POST"})(scope, receive, send)
             return
-        wish = _wish(request, gives_maps=self.answers.gives_maps)
+        wish = _wish(request, self.answers)
         self._check_head(request)
         if self.taken > self.limits.waiting:
             raise RefusedError(503, f"{self.taken} images are being predicted; try again in a second", retry_after="1")
@@ -209,24 +211,38 @@ def _refusal_of(error: Exception) -> RefusedError:
     return RefusedError(500, "the model failed on this image; the server's log has a line about it")
 
 
-def _wish(request: Request, *, gives_maps: bool) -> Wish:
+def _wish(request: Request, answers: Answers) -> Wish:
     """What the query asks for, else what `Accept` does. Raises: `RefusedError`."""
     query = request.query_params
-    unknown = [name for name in query if name not in ("answer", "labels", "picture")]
+    unknown = [name for name in query if name not in QUERY]
     if unknown:
-        raise RefusedError(400, f"the query has {unknown[0][:40]!r}; accepted are answer, labels and picture")
+        raise RefusedError(400, f"the query has {unknown[0][:40]!r}; accepted are {listed(QUERY)}")
     form = query.get("answer") or _accepted(request.headers.get("accept", "*/*"))
     if form not in ("json", "png"):
         raise RefusedError(400, f"answer={form[:40]!r}; accepted are json and png")
-    if form == "png" and not gives_maps:
+    if form == "png" and not answers.gives_maps:
         raise RefusedError(406, "this model gives classes of whole images, and no label map; ask for JSON")
     for name in ("labels", "picture"):
         if query.get(name, "0").lower() not in SWITCHES:
             raise RefusedError(400, f"{name}={query[name][:40]!r}; accepted are 1 and 0")
     labels, picture = (SWITCHES[query.get(name, "0").lower()] for name in ("labels", "picture"))
-    if labels and not gives_maps:
+    if labels and not answers.gives_maps:
         raise RefusedError(406, "this model gives classes of whole images, and no label map; leave labels out")
-    return Wish("png" if form == "png" else "json", labels, picture)
+    return Wish("png" if form == "png" else "json", labels, picture, _class(query.get("class"), form, answers))
+
+
+def _class(name: str | None, form: str, answers: Answers) -> int:
+    """The number of the class whose map is asked for. Raises: `RefusedError`."""
+    classes = answers.predictor.classes
+    if name is None:
+        if form == "png" and answers.gives_flags and len(classes) > 1:
+            raise RefusedError(406, f"pixels have several classes here, and a PNG holds one: add class={classes[0]}")
+        return 0
+    if form != "png" or not answers.gives_flags:
+        raise RefusedError(400, "class means nothing here; it is of a PNG of a model that gives several classes")
+    if name not in classes:
+        raise RefusedError(400, f"class={name[:40]!r}; accepted are {listed(classes)}")
+    return classes.index(name)
 
 
 def _accepted(header: str) -> str:

@@ -8,20 +8,24 @@ import shlex
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
+import torch
 from format_cases import all_cases
 from PIL import Image
 from predicted import noise
 
+import runs
 from classyseg.cli.main import main
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.errors import ConfigError
 from classyseg.exporting import export
 from classyseg.inference import Predictor, load
+from classyseg.models import build_model
 from classyseg.serve import Limits, PredictionServer
-from served import CLASSES, PALETTE, Served, png, serving, whole_image_predictor
+from served import CLASSES, PALETTE, Served, png, serving, small_predictor, whole_image_predictor
 
 
 def opened(content: bytes) -> Image.Image:
@@ -111,6 +115,7 @@ def test_the_picture_of_16_bits_is_scaled_to_8(served: Served) -> None:
         (None, "answer=gif", 400),
         (None, "labels=yes", 400),
         (None, "path=/etc/passwd", 400),
+        (None, "class=road", 400),
     ],
 )
 def test_accept_or_the_query_choose_the_answer(served: Served, accept: str | None, query: str, kind: Any) -> None:
@@ -122,6 +127,42 @@ def test_a_file_that_gives_a_class_without_a_score_is_refused_at_the_start(tmp_p
     made = export(whole_image_predictor(), format="torch_export", output=tmp_path / "m.pt2")
     with pytest.raises(ConfigError, match="--output-kind scores"):
         PredictionServer(load(made.path), port=0)
+
+
+def test_pixels_of_several_classes_have_a_map_for_each(tmp_path: Path) -> None:
+    model, image = small_predictor(multi_label=True), noise(40, 50)
+    flags = model.predict(image)
+    assert flags.any(axis=(1, 2)).all()
+    assert (flags.sum(0) > 1).any()
+    (tmp_path / "a.png").write_bytes(png(image))
+    words = [str(tmp_path / "a.png"), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["predict", str(model.save(tmp_path / "model")), *words]) == 0
+    (record,) = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))["files"]
+    with serving(model) as server:
+        assert "any of its classes" in server.ask("GET", "/model").json["answers"]
+        told = server.predict(png(image), "labels=1").json
+        assert {each["name"]: each["pixels"] for each in told["classes"]} == record["pixels"]
+        assert [each["share"] for each in told["classes"]] == [own.mean() for own in flags]
+        written = [Path(record["flags"][name]).read_bytes() for name in CLASSES]
+        assert [base64.b64decode(each) for each in told["labels"]] == written
+        answer = server.predict(png(image), f"answer=png&class={quote(CLASSES[2])}")
+        assert (answer.headers["content-type"], answer.content) == ("image/png", written[2])
+        for query, status, named in (("answer=png", 406, "class=sky"), ("answer=png&class=sea", 400, "sky, road")):
+            refused = server.predict(png(image), query)
+            assert refused.status == status
+            assert named in refused.error
+        assert server.predict(png(image), "class=road").status == 400
+
+
+def test_a_model_of_one_class_and_its_background_answers_with_its_one_map() -> None:
+    config = runs.tiny_config()["model"]
+    torch.manual_seed(0)
+    model = Predictor(build_model(config, 1), classes=["nucleus"], multi_label=True, device="cpu")
+    image = noise(40, 50)
+    with serving(model) as server:
+        answer = server.predict(png(image), accept="image/png")
+        assert np.array_equal(np.array(opened(answer.content)), model.predict(image)[0])
+        assert server.predict(png(image)).json["classes"][0]["pixels"] == model.predict(image).sum()
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -19,7 +19,7 @@ from classyseg.inference import Predictor
 from classyseg.models import build_model
 from classyseg.serve import Limits
 from runs import tiny_config
-from served import PALETTE, Served, png, serving, whole_image_predictor
+from served import CLASSES, PALETTE, Served, png, serving, small_predictor, whole_image_predictor
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +112,38 @@ def test_a_dropped_image_is_shown_under_its_classes_which_can_be_faded_and_hidde
         assert differ(np.array(Image.open(download.value.path()).convert("RGB")), mixed(image, labels, 0.7)) <= 1
         assert visit.errors == []
         assert visit.away(served.url) == []
+
+
+def test_pixels_of_several_classes_have_the_mean_of_the_colours_that_are_shown(browser: Any) -> None:
+    model, image = small_predictor(multi_label=True), noise(60, 90)
+    flags = model.predict(image)
+    with (
+        serving(model) as server,
+        visiting(browser, server.url, viewport={"width": 1200, "height": 900}, accept_downloads=True) as visit,
+    ):
+        visit.until("model !== null")
+        give(visit, "street.png", png(image))
+        visit.until("drawn !== null")
+        assert differ(shown(visit), np.array(model.overlay(image))) <= 1
+        visit.page.get_by_role("checkbox", name="<b>car</b>").uncheck()
+        kept = flags * np.array([1, 1, 0, 1], bool)[:, None, None]
+        assert differ(shown(visit), np.array(model.overlay(image, labels=kept))) <= 1
+        y, x = np.argwhere(flags.sum(0) > 1)[0].tolist()
+        visit.page.evaluate(
+            "([x, y]) => { const box = view.getBoundingClientRect(); view.onmousemove({"
+            "clientX: box.left + (x + .5) * box.width / view.width,"
+            " clientY: box.top + (y + .5) * box.height / view.height}); }",
+            [x, y],
+        )
+        named = ", ".join(name for name, own in zip(CLASSES, flags, strict=True) if own[y, x])
+        assert visit.page.locator("#under").inner_text() == f"{named} at column {x}, row {y}"
+        names = []
+        visit.page.on("download", lambda download: names.append(download.suggested_filename))
+        visit.page.get_by_text("Maps of the shown classes (PNG)").click()
+        visit.page.wait_for_timeout(1000)
+        assert len(names) == 3
+        assert "street_road.png" in names
+        assert visit.errors == []
 
 
 def test_several_images_of_other_formats_are_a_row_and_refusals_are_told(
@@ -208,7 +240,7 @@ def test_label_maps_of_1_to_16_bits_are_read_as_numbers(browser: Any, num_classe
         visit.until("model !== null")
         give(visit, "a.png", png(image))
         visit.until("drawn !== null")
-        assert visit.page.evaluate("[...drawn.indices]") == labels.ravel().tolist()
+        assert visit.page.evaluate("[...drawn.indices[0]]") == labels.ravel().tolist()
         assert visit.errors == []
 
 

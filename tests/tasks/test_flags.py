@@ -197,11 +197,6 @@ def test_what_cannot_take_flags_is_refused_by_name(changes: dict[str, Any], mess
         check(changes)
 
 
-def test_serving_says_that_an_answer_holds_one_class(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", str(trained / "run"), "--port", "0"]) == 2
-    assert "several classes of a pixel" in capsys.readouterr().err
-
-
 def test_alpha_of_a_focal_loss_is_for_flags_alone() -> None:
     config = TASKS.validate(tiny_config({"loss": {"name": "focal", "alpha": 0.25}}))
     with pytest.raises(ConfigError, match=r"loss\.alpha: found 0\.25"):
