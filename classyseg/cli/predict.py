@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from classyseg.cli.inputs import Input, Inputs, Plan
     from classyseg.cli.prediction import Job
     from classyseg.inference import Predictor
+    from classyseg.inference.class_rule import ClassRule
 
 SUMMARY = "predictions.json"
 TABLE = "predictions.csv"
@@ -81,7 +82,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from classyseg.cli.prediction_table import table
     from classyseg.config import user_path
     from classyseg.errors import ConfigError
-    from classyseg.inference.class_rule import ClassRule
     from classyseg.io import write_atomically
     from classyseg.run_folder import require_writable
 
@@ -92,15 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
     predictor = predictor_of(arguments)
     if arguments.batch_size is not None:
         predictor.batch_size = arguments.batch_size
-    gives_maps = predictor.network.gives_maps(predictor.head)
-    if arguments.overlay and not gives_maps:
-        raise ConfigError("--overlay: this model classifies whole images, which leaves nothing to draw; leave it out")
-    for option, value in (("--topk", arguments.topk), ("--threshold", arguments.threshold)):
-        if value is not None and gives_maps:
-            raise ConfigError(f"{option}: this model gives a class for each pixel, not for each image; leave it out")
-    if arguments.threshold is not None and not predictor.multi_label:
-        raise ConfigError("--threshold: this model gives one class for each image; leave it out, or take --topk")
-    rule = None if gives_maps else ClassRule.of(predictor, arguments.topk, arguments.threshold)
+    rule = _rule(arguments, predictor)
     if predictor.takes_clips:
         as_videos(inputs)
     plans = {given: _plan(given, output, arguments, predictor) for given in inputs.files}
@@ -137,6 +129,22 @@ def _run(arguments: argparse.Namespace) -> int:
     for failed in summary["failed"]:
         complain(f"{failed['file']}: {failed['reason']}")
     return FAILED if job.failures else 0
+
+
+def _rule(arguments: argparse.Namespace, predictor: Predictor) -> ClassRule | None:
+    """Which classes of whole images are told; None for a model that gives maps. Raises: `ConfigError`."""
+    from classyseg.errors import ConfigError
+    from classyseg.inference.class_rule import ClassRule
+
+    gives_maps = predictor.network.gives_maps(predictor.head)
+    if arguments.overlay and not gives_maps:
+        raise ConfigError("--overlay: this model classifies whole images, which leaves nothing to draw; leave it out")
+    for option, value in (("--topk", arguments.topk), ("--threshold", arguments.threshold)):
+        if value is not None and gives_maps:
+            raise ConfigError(f"{option}: this model gives a class for each pixel, not for each image; leave it out")
+    if arguments.threshold is not None and not predictor.multi_label:
+        raise ConfigError("--threshold: this model gives one class for each image; leave it out, or take --topk")
+    return None if gives_maps else ClassRule.of(predictor, arguments.topk, arguments.threshold)
 
 
 def _plan(given: Input, output: Path, arguments: argparse.Namespace, predictor: Predictor) -> Plan:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from classyseg.errors import ConfigError
 from classyseg.layers.norm import NormConfig, build_norm
+from classyseg.layers.resize import div_mod
 
 
 class ACFAttention(nn.Module):
@@ -94,7 +95,7 @@ def half_means(x: Tensor) -> Tensor:
     count = rows * columns
     # The larger one of `count` and 2; OpenVINO has no form of `torch.sym_max`.
     index = torch.arange(count + 1 // count, device=x.device).clamp(max=count - 1)
-    row = index // columns
-    position = row * 2 * x.shape[3] + (index - row * columns) * 2  # ONNX has no remainder by a free size
+    row, column = div_mod(index, columns)
+    position = row * 2 * x.shape[3] + column * 2
     means = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
     return means.flatten(2).index_select(2, position).unsqueeze(3)

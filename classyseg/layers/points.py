@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from classyseg.layers.resize import div_mod
+
 
 def values_at(x: Tensor, coordinates: Tensor) -> Tensor:
     """Bilinear values (N, C, P) of a map (N, C, h, w) at `coordinates` (N, P, 2): (x, y), from 0 to 1 across the map.
@@ -37,8 +39,7 @@ def pixels_at(mask: Tensor, coordinates: Tensor) -> Tensor:
 
 def cell_centres(index: Tensor, height: int, width: int) -> Tensor:
     """The coordinates (N, P, 2) of the centres of the cells `index` (N, P) of a map of `height` rows, row by row."""
-    row = index // width
-    column = index - row * width  # a remainder by a free size has no form in ONNX
+    row, column = div_mod(index, width)
     return torch.stack([(column.float() + 0.5) / width, (row.float() + 0.5) / height], 2)
 
 

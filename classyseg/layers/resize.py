@@ -26,6 +26,15 @@ def ceil_div(a: int, b: int) -> int:
     return (a + b - 1) // b
 
 
+def div_mod(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """`index // size` and `index % size` of integers from 0 on, also by symbolic sizes.
+
+    ONNX has no remainder by a free size.
+    """
+    quotient = index // size
+    return quotient, index - quotient * size
+
+
 def resize_logits(logits: Tensor, size: Sequence[int], *, align_corners: bool = ALIGN_CORNERS) -> Tensor:
     """`logits` (N, C, h, w) at `size` (H, W), bilinear; the input itself if it has that size.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -246,21 +245,6 @@ def test_a_run_of_videos_is_compared_on_clips_of_its_val_set_and_measured_by_its
     assert main(["evaluate", str(target)]) == 0
     numbers = json.loads((run / "evaluation-val.json").read_text(encoding="utf-8"))
     assert numbers["video_accuracy_top_1"] == metrics(run)["video_accuracy_top_1"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_command_and_leaves_nothing(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
-) -> None:
-    def save(program: object, path: Path, **options: object) -> None:
-        path.write_bytes(b"a half")
-        signal.raise_signal(number)
-
-    monkeypatch.setattr("torch.export.save", save)
-    words = ["export", str(run), "--format", "torch_export", "--output", str(tmp_path / "new" / "m.pt2")]
-    assert main(words) == 128 + number
-    assert capsys.readouterr().err.endswith("stopped\n")
-    assert not [*tmp_path.iterdir()]
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from exported_models import OfFours, picture, predictor_with
 from torch import Tensor
 
 import classyseg
+from classyseg.cli.main import main
 from classyseg.errors import ConfigError, DataError
 from classyseg.exporting import export
+from classyseg.inference import Predictor
+from classyseg.models import build_model
+from runs import tiny_config
 
 
 @pytest.mark.parametrize("place", ["file/m.pt2", "file/new/m.pt2", "gone/m.pt2"])
@@ -92,3 +97,21 @@ def test_ctrl_c_in_the_middle_leaves_nothing_and_keeps_what_was_there(
 def interrupted(program: object, path: Path, **options: object) -> None:
     path.write_bytes(b"a half")
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def save(program: object, path: Path, **options: object) -> None:
+        path.write_bytes(b"a half")
+        signal.raise_signal(number)
+
+    config = tiny_config()["model"]
+    model = Predictor(build_model(config, 2), classes=["a", "b"], device="cpu", model_config=config)
+    folder = model.save(tmp_path / "model")
+    monkeypatch.setattr("torch.export.save", save)
+    words = ["export", str(folder), "--format", "torch_export", "--output", str(tmp_path / "new" / "m.pt2")]
+    assert main(words) == 128 + number
+    assert capsys.readouterr().err.endswith("stopped\n")
+    assert [*tmp_path.iterdir()] == [folder]

@@ -64,15 +64,16 @@ class ReducedAttention(SelfAttention):
         """
         (height, width), side = x.shape[1:3], self.reduction
         spare = torch.compiler.is_compiling()
-        below, right = (side, side) if spare else (max(side - height, 0), max(side - width, 0))
-        if below or right:
-            x = F.pad(x, (0, 0, 0, right, 0, below))
+        more_rows, more_columns = (side, side) if spare else (max(side - height, 0), max(side - width, 0))
+        if more_rows or more_columns:
+            x = F.pad(x, (0, 0, 0, more_columns, 0, more_rows))
         x = self.norm(self.sr(channels_second(x)).permute(0, 2, 3, 1))
         if not spare:
             return x, None
-        rows, columns = (torch.sym_max(size // side, 1) for size in (height, width))
         row, column = (torch.arange(size, device=x.device) for size in x.shape[1:3])
-        return x, ((row < rows)[:, None] & (column < columns)).flatten()[None]
+        # The first one counts in any case; OpenVINO has no form of `torch.sym_max`.
+        kept_rows, kept_columns = (row < height // side) | (row < 1), (column < width // side) | (column < 1)
+        return x, (kept_rows[:, None] & kept_columns).flatten()[None]
 
 
 class MixMLP(nn.Module):

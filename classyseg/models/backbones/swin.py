@@ -15,6 +15,7 @@ from torchvision.models import swin_transformer as reference
 
 from classyseg.config import MAX_CHANNELS
 from classyseg.errors import ConfigError
+from classyseg.layers.resize import ceil_div, div_mod
 from classyseg.models.backbones.transformer import channels_second, padded
 from classyseg.models.classy_model import ClassyModel
 from classyseg.registry import MODELS
@@ -247,28 +248,32 @@ class _Windows(NamedTuple):
 
 def _layout(layer: Any, x: Tensor) -> _Windows:
     height, width = layer.window_size
-    rows, columns = (x.shape[1] + height - 1) // height, (x.shape[2] + width - 1) // width
+    rows, columns = ceil_div(x.shape[1], height), ceil_div(x.shape[2], width)
     down, right = layer.shift_size
-    down = torch.sym_min(down, (rows - 1) * height) if down else 0
-    right = torch.sym_min(right, (columns - 1) * width) if right else 0
-    return _Windows(rows, columns, height, width, down, right)
+    # None for one window, without a question that would fix the size; OpenVINO has no form of `torch.sym_min`.
+    return _Windows(rows, columns, height, width, down * (1 - 1 // rows), right * (1 - 1 // columns))
 
 
 def _places(at: _Windows, window: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """The row and the column, on the shifted map of whole windows, of positions inside windows."""
-    row = window // at.columns * at.height + inside // at.width
-    return row, window % at.columns * at.width + inside % at.width
+    window_row, window_column = div_mod(window, at.columns)
+    row, column = div_mod(inside, at.width)
+    return window_row * at.height + row, window_column * at.width + column
+
+
+def _wrapped(index: Tensor, size: int) -> Tensor:
+    return div_mod(index, size)[1]
 
 
 def _in_windows(layer: Any, x: Tensor) -> Tensor:
     """Beyond the map there are zeros."""
     at, (num, height, width, _) = _layout(layer, x), x.shape
     area, num_windows = at.height * at.width, at.rows * at.columns
-    position = torch.arange(num * num_windows * area, device=x.device)
-    window = position // area
-    row, column = _places(at, window % num_windows, position % area)
-    row, column = (row + at.down) % (at.rows * at.height), (column + at.right) % (at.columns * at.width)
-    index = (window // num_windows * height + row) * width + column
+    window, inside = div_mod(torch.arange(num * num_windows * area, device=x.device), area)
+    image, window = div_mod(window, num_windows)
+    row, column = _places(at, window, inside)
+    row, column = _wrapped(row + at.down, at.rows * at.height), _wrapped(column + at.right, at.columns * at.width)
+    index = (image * height + row) * width + column
     tokens = x.flatten(0, 2)
     if torch.compiler.is_compiling() or (height, width) != (at.rows * at.height, at.columns * at.width):
         index = torch.where((row < height) & (column < width), index, num * height * width)
@@ -279,12 +284,13 @@ def _in_windows(layer: Any, x: Tensor) -> Tensor:
 def _on_map(layer: Any, tokens: Tensor, like: Tensor) -> Tensor:
     """`_in_windows` undone, for a map of the size of `like`."""
     at, (num, height, width, _) = _layout(layer, like), like.shape
-    position = torch.arange(num * height * width, device=like.device)
-    row = (position // width % height - at.down) % (at.rows * at.height)
-    column = (position % width - at.right) % (at.columns * at.width)
-    window = (position // (height * width) * at.rows + row // at.height) * at.columns + column // at.width
-    index = (window * at.height + row % at.height) * at.width + column % at.width
-    return tokens.index_select(0, index).view(like.shape)
+    line, column = div_mod(torch.arange(num * height * width, device=like.device), width)
+    image, row = div_mod(line, height)
+    row = _wrapped(row + at.rows * at.height - at.down, at.rows * at.height)
+    column = _wrapped(column + at.columns * at.width - at.right, at.columns * at.width)
+    (window_row, row), (window_column, column) = div_mod(row, at.height), div_mod(column, at.width)
+    window = (image * at.rows + window_row) * at.columns + window_column
+    return tokens.index_select(0, (window * at.height + row) * at.width + column).view(like.shape)
 
 
 def _spare() -> int:
@@ -313,8 +319,8 @@ def _bias(layer: Any, x: Tensor) -> Tensor:
         return bias
     at = _layout(layer, x)
     area, num_windows = at.height * at.width, at.rows * at.columns
-    position = torch.arange((x.shape[0] * num_windows + _spare()) * area, device=x.device)
-    row, column = _places(at, position // area % num_windows, position % area)
+    window, inside = div_mod(torch.arange((x.shape[0] * num_windows + _spare()) * area, device=x.device), area)
+    row, column = _places(at, _wrapped(window, num_windows), inside)
     below = (row >= (at.rows - 1) * at.height).int() + (row >= at.rows * at.height - at.down).int()
     right = (column >= (at.columns - 1) * at.width).int() + (column >= at.columns * at.width - at.right).int()
     region = (3 * below + right).unflatten(0, (-1, area))
@@ -329,7 +335,7 @@ def _dropout(layer: Any) -> float:
 def _merged(x: Tensor) -> Tensor:
     """Each 2 x 2 positions of (N, H, W, C) as one of 4 C channels, column by column."""
     num, height, width, channels = x.shape
-    rows, columns = (height + 1) // 2, (width + 1) // 2
+    rows, columns = ceil_div(height, 2), ceil_div(width, 2)
     x = F.pad(x, (0, 0, 0, 2 * columns - width, 0, 2 * rows - height))
     x = x.view(num, rows, 2, columns, 2, channels)
     return x.permute(0, 1, 3, 4, 2, 5).reshape(num, rows, columns, 4 * channels)
