@@ -205,6 +205,44 @@ def test_folders_of_classes_are_images_with_one_class(tmp_path: Path) -> None:
     assert build_dataset(sets["val"]).classes == ("cat", "dog", "eel")
 
 
+@pytest.mark.parametrize("value", [1, 255])
+@pytest.mark.parametrize("places", ["{kind}", "{part}/{kind}", "{kind}/{part}"])
+def test_a_folder_of_masks_for_each_class_is_several_classes_of_a_pixel(
+    places: str, value: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags: dict[str, Any] = {}
+    for part, count in (("train", 6), ("val", 3)):
+        for i in range(count):
+            name, where = f"{part}{i}", tmp_path / "data"
+            write_image(where / places.format(part=part, kind="images") / f"{name}.jpg", i)
+            flags[name] = np.random.default_rng(i).random((2, *labels_of(i).shape)) < 0.3
+            for own, kind in zip(flags[name], ("lane_mask", "wet road"), strict=True):
+                folder = where / places.format(part=part, kind="masks")
+                write(folder / kind / f"{name}.png", own.astype(np.uint8) * value)
+    sets = imported(tmp_path / "data")
+    assert sets.keys() == {"train", "val"}
+    assert all(each["multi_label"] for each in sets.values())
+    for values in sets.values():
+        data = build_dataset(values)
+        assert data.classes == ("lane", "wet road")
+        for i in range(len(data)):
+            assert np.array_equal(data.load_target(i), flags[Path(data.files(i)[0]).stem])
+    assert sum(len(build_dataset(each)) for each in sets.values()) == 9
+    assert main(["data", "import", str(tmp_path / "data"), "--classes", "a,b"]) == 2
+    assert "name the classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["a mask is missing", "masks of labels", "one folder"])
+def test_other_folders_below_masks_are_no_classes(fault: str, tmp_path: Path) -> None:
+    for i in range(6):
+        write_image(tmp_path / "data/images" / f"{i}.png", i)
+        for kind in ("road", "car")[: 1 if fault == "one folder" else 2]:
+            mask = np.full(labels_of(i).shape, 3 if fault == "masks of labels" else 1, np.uint8)
+            if (fault, kind, i) != ("a mask is missing", "car", 4):
+                write(tmp_path / "data/masks" / kind / f"{i}.png", mask)
+    assert main(["data", "import", str(tmp_path / "data")]) == 2
+
+
 def test_a_second_folder_of_a_part_is_told_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for part, count in (("train", 4), ("valid", 1), ("val", 2), ("train_extra", 3)):
         for name in ("cat", "dog"):

@@ -24,7 +24,7 @@ from classyseg.datasets.recognition.roles import PARTS, not_taken, one_of_each, 
 from classyseg.datasets.recognition.tree import listing
 from classyseg.errors import ConfigError, DataError
 
-OTHERS = ("named_sets", "plain_folders", "class_folders")
+OTHERS = ("named_sets", "plain_folders", "flag_folders", "class_folders")
 """The modules of this folder that recognise what no tool wrote."""
 ENOUGH = 0.5
 """How sure a format must be to be taken."""
@@ -91,6 +91,8 @@ def data_part(found: Found, classes: Sequence[str] | None = None) -> DataPart:
     notes = list(found.notes)
     config: dict[str, Any] = {"name": found.format, **found.config}
     if classes is not None:
+        if isinstance(config.get("masks"), Mapping):
+            raise ConfigError("--classes: the folders of masks name the classes; rename them, or the keys of `masks`")
         config["classes"] = _renamed(config.get("classes"), classes, found.format)
         notes = [note for note in notes if "names" not in note]
     sets = {part: _with(config, found.parts[part]) for part in PARTS if part in found.parts}
