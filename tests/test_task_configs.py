@@ -7,6 +7,7 @@ import math
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,26 @@ def command_of(path: str) -> list[str]:
 CLASSES = {"camvid": 11, "ade": 150, "context": 59, "voc": 20, "cityscapes": 33}
 """The largest values in the masks of fake sets."""
 NAMES = ("0", "1", "2")
+MORE_NAMES = tuple(f"{i:02}" for i in range(16))
+"""So many that each part of a folder that is divided gets some."""
 
 
-def pairs(images: Path, masks: Path, top: int, image_ending: str = "", mask_ending: str = "") -> None:
-    """Three images of random pixels with masks of the values 0 to `top`."""
+def pairs(
+    images: Path,
+    masks: Path,
+    top: int,
+    image_ending: str = "",
+    mask_ending: str = "",
+    called: Sequence[str] = NAMES,
+) -> None:
+    """Images of random pixels with masks of the values 0 to `top`."""
     random = np.random.default_rng(0)
     for folder, ending, shape, largest in (
         (images, image_ending, (48, 64, 3), 255),
         (masks, mask_ending, (48, 64), top),
     ):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in NAMES:
+        for name in called:
             Image.fromarray(random.integers(0, largest + 1, shape).astype(np.uint8)).save(
                 folder / f"{name}{ending}.png"
             )
@@ -72,6 +82,9 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     for split in ("train", "val", "test"):
         pairs(root / "camvid" / split, root / "camvid" / f"{split}annot", CLASSES["camvid"])
+        pairs(root / "nuclei_dsb2018/images" / split, root / "nuclei_dsb2018/annotations" / split, 1)
+    pets = root / "pets_voc_layout"
+    pairs(pets / "JPEGImages", pets / "SegmentationClass", 2, called=MORE_NAMES)
     for split in ("training", "validation"):
         ade = root / "ADEChallengeData2016"
         pairs(ade / "images" / split, ade / "annotations" / split, CLASSES["ade"])
