@@ -54,6 +54,8 @@ NUM_CLASSES = 64
 INT8 = ("int8.xml", "int8.onnx")
 ROWS = (*FORMATS, *INT8)
 CALIBRATION_IMAGES = 8
+LARGEST = (512, 512)
+"""Of formats that have a largest size: attention between all positions of a map at stride 4 takes 1 GB there."""
 BLOCKS = (["stage1", "stage2", "stage3", "stage4"], ["stage3", "stage4"], ["stage4"])
 SHORTER: dict[str, dict[str, Any]] = {
     "densenet121": {"num_blocks": [2, 3, 2, 2]},
@@ -160,6 +162,7 @@ def cells(predictor: Predictor, name: str, path: Path) -> list[str]:
             input_kind="normalized",
             output_kind="scores",
             overwrite=True,
+            **({"largest": LARGEST} if kind in FORMATS and FORMATS[kind].bounded else {}),
         )
     except ConfigError as error:
         return [str(error).replace("|", "\\|").replace("\n", " ")[:300]]

@@ -23,7 +23,10 @@ from classyseg.datasets.recognition.overlaps import images_of, overlaps
 from classyseg.datasets.recognition.roles import PARTS, not_taken, one_of_each, part_of
 from classyseg.datasets.recognition.tree import listing
 from classyseg.errors import ConfigError, DataError
+from classyseg.registry import DATASETS
 
+IGNORED = ("ignored", "ignore", "void", "unlabeled", "unlabelled")
+"""Labels of these names are of pixels that do not count."""
 OTHERS = ("named_sets", "plain_folders", "flag_folders", "class_folders")
 """The modules of this folder that recognise what no tool wrote."""
 ENOUGH = 0.5
@@ -90,6 +93,9 @@ def data_part(found: Found, classes: Sequence[str] | None = None) -> DataPart:
     """The data sets of a config, built once to see that they can be. `classes` replaces made-up names."""
     notes = list(found.notes)
     config: dict[str, Any] = {"name": found.format, **found.config}
+    if classes is None:
+        config, more = _with_ignored(config)
+        notes += more
     if classes is not None:
         if isinstance(config.get("masks"), Mapping):
             raise ConfigError("--classes: the folders of masks name the classes; rename them, or the keys of `masks`")
@@ -183,6 +189,19 @@ def _looks(folder: Path, found: Sequence[Found]) -> str:
 
 def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**config, **changes}.items() if value is not None}
+
+
+def _with_ignored(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The config with labels whose name says so as ignored ones, where the data set has that key; and a note."""
+    classes = config.get("classes")
+    if not isinstance(classes, list) or "ignore" not in DATASETS.config_model(config["name"]).model_fields:
+        return config, []
+    ignored = [name for name in classes if name.lower().rstrip("_") in IGNORED]
+    if not ignored or len(ignored) == len(classes):
+        return config, []
+    kept = [name for name in classes if name not in ignored]
+    note = f"pixels of {listed(ignored)} are ignored, as the name says; for a class, move it from ignore to classes"
+    return {**config, "classes": kept, "ignore": ignored}, [note]
 
 
 def _built(sets: Mapping[str, dict[str, Any]]) -> tuple[dict[str, ClassyDataset], list[str]]:

@@ -75,6 +75,11 @@ def open_file(path: Path, facts: ExportFacts, device: torch.device) -> Run:
     try:
         program = Runtime.get().load_program(_content(path), verification=Verification.InternalConsistency)
         method = program.load_method(METHOD)
+    except MemoryError:
+        raise ConfigError(
+            f"{path}: ExecuTorch takes the memory for the largest images at once, and there is less; export it for "
+            "smaller ones (--largest)"
+        ) from None
     except Exception as error:
         raise ConfigError(f"{path}: ExecuTorch cannot read it ({first_line(error)}); export it again") from None
     if method is None or method.metadata.num_inputs() != 1 or method.metadata.num_outputs() != 1:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from label_masks import save
 from PIL import Image
@@ -19,6 +20,7 @@ from PIL import Image
 from classyseg.cli.main import main
 from classyseg.config import ConfigError, DataError
 from classyseg.datasets import ClassyDataset, build_dataset
+from classyseg.datasets.recognition.recognise import candidates, chosen, data_part
 from classyseg.datasets.writing.export import export_data_sets
 from classyseg.datasets.writing.regions import coded_counts, regions_of
 
@@ -60,6 +62,27 @@ def assert_same(found: ClassyDataset, expected: ClassyDataset) -> None:
 def test_what_was_written_is_read_back_pixel_for_pixel(tmp_path: Path, form: str, options: dict[str, Any]) -> None:
     expected = build_dataset(folder(tmp_path / "given", **options))
     assert_same(written(expected, tmp_path / "out", form), expected)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_coco_that_was_written_is_recognised_with_the_same_classes(ignored: bool, tmp_path: Path) -> None:
+    """Only what is there is a category; pixels of the category of ignored ones are ignored."""
+    config = folder(tmp_path / "given")
+    if not ignored:
+        config = {**config, "label_map": {255: 0}}
+    expected = build_dataset(config)
+    written(expected, tmp_path / "out", "coco_json")
+    file = json.loads((tmp_path / "out/annotations/train.json").read_text(encoding="utf-8"))
+    assert ("ignored" in {each["name"] for each in file["categories"]}) == ignored
+    found = data_part(chosen(tmp_path / "out", candidates(tmp_path / "out")))
+    assert found.sets["train"].get("ignore") == (["ignored"] if ignored else None)
+    assert any("are ignored, as the name says" in note for note in found.notes) == ignored
+    split = found.sets["train"].pop("split")
+    assert split["part"] == "train"
+    data = build_dataset(found.sets["train"])
+    assert data.classes == expected.classes
+    for i in range(len(data)):
+        assert torch.equal(data.load_target(i), expected.load_target(i))
 
 
 @pytest.mark.parametrize("form", FORMS)
