@@ -224,7 +224,7 @@ def test_a_folder_of_masks_for_each_class_is_several_classes_of_a_pixel(
     assert all(each["multi_label"] for each in sets.values())
     for values in sets.values():
         data = build_dataset(values)
-        assert data.classes == ("lane", "wet road")
+        assert data.classes == ("lane_mask", "wet road")
         for i in range(len(data)):
             assert np.array_equal(data.load_target(i), flags[Path(data.files(i)[0]).stem])
     assert sum(len(build_dataset(each)) for each in sets.values()) == 9
@@ -232,15 +232,31 @@ def test_a_folder_of_masks_for_each_class_is_several_classes_of_a_pixel(
     assert "name the classes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fault", ["a mask is missing", "masks of labels", "one folder"])
-def test_other_folders_below_masks_are_no_classes(fault: str, tmp_path: Path) -> None:
+FAULTS = {
+    "a mask is missing": "has no mask of 1 images",
+    "masks of labels": "other values than 0 and 1",
+    "one folder": "nobody knows",
+    "0 and 1, and 255": "write them alike",
+    "annotators": "differ in a number alone",
+    "scenes": "several folders of images",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_other_folders_below_masks_are_no_classes(
+    fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("expert1", "expert2") if fault == "annotators" else ("road", "train")
     for i in range(6):
-        write_image(tmp_path / "data/images" / f"{i}.png", i)
-        for kind in ("road", "car")[: 1 if fault == "one folder" else 2]:
-            mask = np.full(labels_of(i).shape, 3 if fault == "masks of labels" else 1, np.uint8)
-            if (fault, kind, i) != ("a mask is missing", "car", 4):
-                write(tmp_path / "data/masks" / kind / f"{i}.png", mask)
+        scene = f"data/scene{i % 2}" if fault == "scenes" else "data"
+        write_image(tmp_path / scene / "images" / f"{i}.png", i)
+        for kind in names[: 1 if fault == "one folder" else 2]:
+            value = 255 if (fault, kind) == ("0 and 1, and 255", "train") else 3 if fault == "masks of labels" else 1
+            mask = (np.arange(labels_of(i).size).reshape(labels_of(i).shape) % 2 * value).astype(np.uint8)
+            if (fault, kind, i) != ("a mask is missing", "train", 4):
+                write(tmp_path / scene / "masks" / kind / f"{i}.png", mask)
     assert main(["data", "import", str(tmp_path / "data")]) == 2
+    assert FAULTS[fault] in capsys.readouterr().err
 
 
 def test_a_second_folder_of_a_part_is_told_not_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

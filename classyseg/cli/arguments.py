@@ -8,12 +8,14 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from classyseg.cli.output import complain
+from classyseg.stopping import REPEAT_SECONDS
 
 if TYPE_CHECKING:
     from classyseg.inference import Predictor
@@ -48,20 +50,31 @@ def interruptible(command: Callable[[argparse.Namespace], int]) -> Callable[[arg
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """Raises `Terminated` at SIGTERM in this process; the second one ends it at once."""
-    owner = os.getpid()
-    if threading.current_thread() is not threading.main_thread():  # where Python delivers no signals
+    """Raises `Terminated` at SIGTERM in this process, unless it was told to ignore it.
+
+    Signals that follow within `REPEAT_SECONDS` are the same request: `timeout` sends two. A later one ends the process,
+    as soon as Python runs.
+    """
+    owner, came = os.getpid(), list[float]()
+    before = signal.getsignal(signal.SIGTERM)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or before in (signal.SIG_IGN, None):  # Python delivers signals in the main thread alone
         yield
         return
 
     def end(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
         if os.getpid() != owner:  # a child that was forked has this handler, too, and nothing to clean up
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        raise Terminated
+        came.append(time.monotonic())
+        if len(came) == 1:
+            raise Terminated
+        if came[-1] - came[0] > REPEAT_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(owner, number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from starlette.requests import Request
@@ -236,7 +237,9 @@ def _class(name: str | None, form: str, answers: Answers) -> int:
     classes = answers.predictor.classes
     if name is None:
         if form == "png" and answers.gives_flags and len(classes) > 1:
-            raise RefusedError(406, f"pixels have several classes here, and a PNG holds one: add class={classes[0]}")
+            raise RefusedError(
+                406, f"pixels have several classes here, and a PNG holds one: add class={quote(classes[0])}"
+            )
         return 0
     if form != "png" or not answers.gives_flags:
         raise RefusedError(400, "class means nothing here; it is of a PNG of a model that gives several classes")

@@ -105,7 +105,11 @@ def test_a_signal_ends_the_command_and_leaves_nothing(
 ) -> None:
     def save(program: object, path: Path, **options: object) -> None:
         path.write_bytes(b"a half")
-        signal.raise_signal(number)
+        try:
+            signal.raise_signal(number)
+        finally:
+            if number == signal.SIGTERM:
+                signal.raise_signal(number)  # `timeout` sends it to the process, and to its group
 
     config = tiny_config()["model"]
     model = Predictor(build_model(config, 2), classes=["a", "b"], device="cpu", model_config=config)

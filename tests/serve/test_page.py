@@ -137,12 +137,11 @@ def test_pixels_of_several_classes_have_the_mean_of_the_colours_that_are_shown(b
         )
         named = ", ".join(name for name, own in zip(CLASSES, flags, strict=True) if own[y, x])
         assert visit.page.locator("#under").inner_text() == f"{named} at column {x}, row {y}"
-        names = []
-        visit.page.on("download", lambda download: names.append(download.suggested_filename))
-        visit.page.get_by_text("Maps of the shown classes (PNG)").click()
-        visit.page.wait_for_timeout(1000)
-        assert len(names) == 3
-        assert "street_road.png" in names
+        with visit.page.expect_download() as download:
+            visit.page.get_by_role("button", name="Save the map of road").click()
+        assert download.value.suggested_filename == "street_road.png"
+        assert np.array_equal(np.array(Image.open(download.value.path())), flags[1])
+        assert not visit.page.get_by_text("Label map (PNG)").is_visible()
         assert visit.errors == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import chain, cycle
 from typing import Any
 
@@ -229,9 +230,11 @@ class BatchLoader:
             check_limits(self._source, next(iter(self._order), []), loader.num_workers)
         rescue = None
         try:
-            with without_sigchld_handler():
+            if loader._iterator is not None:  # it takes what was on its way, and may wait for that as for any batch
+                rescue = self._rescue()
+            with without_sigchld_handler(), rescue or nullcontext():
                 batches = iter(loader)
-            rescue = Rescue(self._workers(), Watch(self._source, self._worker_timeout), self._gives_up)
+            rescue = rescue or self._rescue()
             while (batch := self._next(batches, rescue)) is not None:
                 yield batch
         except (RuntimeError, OSError, EOFError) as error:  # errors of torch or of a pipe name a process id at most
@@ -245,6 +248,9 @@ class BatchLoader:
         finally:
             if rescue is not None:
                 rescue.end()
+
+    def _rescue(self) -> Rescue:
+        return Rescue(self._workers(), Watch(self._source, self._worker_timeout), self._gives_up)
 
     def _next(self, batches: Iterator[Loaded | Failure], rescue: Rescue) -> Loaded | Failure | None:
         watch = Watch(self._source, self._worker_timeout)

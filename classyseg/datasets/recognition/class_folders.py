@@ -9,19 +9,21 @@ from classyseg.config import listed
 from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
-from classyseg.datasets.recognition.roles import is_plain, not_taken, one_of_each, part_of
+from classyseg.datasets.recognition.roles import is_plain, meaning_of, not_taken, one_of_each, part_of
 from classyseg.datasets.recognition.tree import Tree, listing
 
 
 def found_in(folder: Path) -> Found | None:
     """What of `folder` looks as folders of classes, with or without folders of parts above them; None if nothing."""
     tree = listing(folder)
-    places = [name for name in tree.below("") if _classes(tree, name)]
-    by_part, _ = one_of_each({name: part for name in places if (part := part_of(name))})
+    if any(meaning_of(place).role == "masks" for place in tree.files):  # images of pixels' classes
+        return None
+    told = {name: part for name in tree.below("") if (part := part_of(name))}
+    by_part, _ = one_of_each({name: part for name, part in told.items() if _classes(tree, name)})
     if "train" in by_part:
         train = _classes(tree, by_part["train"])
         classes = [*dict.fromkeys(name for place in by_part.values() for name in _classes(tree, place))]
-        rest = [name for name in places if name not in by_part.values()]
+        rest = [name for name in tree.below("") if name not in by_part.values() and _classes(tree, name)]
         parts: dict[str, dict[str, Any]] = {part: {"root": str(tree.path(name))} for part, name in by_part.items()}
         config: dict[str, Any] = {"root": str(tree.path(by_part["train"])), "classes": sorted(classes)}
         return Found("image_folder", 0.7, _why(train), config, sum(train.values()), parts, not_taken(rest))

@@ -79,7 +79,7 @@ def _found(tree: Tree, by_part: Mapping[str, Pair], told: Sequence[str]) -> Foun
     config = _folders(tree, whole) | keys.config | image_keys(all_pairs, look.sizes)
     parts = {part: _folders(tree, pair) for part, pair in by_part.items() if part in PARTS}
     if len(by_part) == 1:
-        parts = _lists(tree, whole)
+        parts = lists_of(tree, whole)
     some = "; ".join(f"{part}: {pair.rule}" if len(by_part) > 1 else pair.rule for part, pair in by_part.items())
     share = len(all_pairs) / max(1, sum(pair.num_images for pair in by_part.values()))
     why = f"{len(all_pairs)} images have a mask of their name ({some})"
@@ -121,10 +121,10 @@ def _folders(tree: Tree, pair: Pair) -> dict[str, Any]:
 def _pairs(tree: Tree) -> Iterator[Pair]:
     """All folders of images with a folder of masks that may belong to it."""
     told = {folder: meaning_of(folder) for folder in tree.files}
-    of_images = {folder: _stems(names, IMAGE_SUFFIXES) for folder, names in tree.files.items()}
+    of_images = {folder: stems_of(tree, folder, IMAGE_SUFFIXES) for folder in tree.files}
     of_masks = {
-        folder: _stems(names, (*MASK_SUFFIXES, *LOSSY_SUFFIXES))
-        for folder, names in tree.files.items()
+        folder: stems_of(tree, folder, (*MASK_SUFFIXES, *LOSSY_SUFFIXES))
+        for folder in tree.files
         if told[folder].role == "masks"
     }
     by_key: dict[tuple[str | None, tuple[str, ...]], list[str]] = defaultdict(list)
@@ -145,9 +145,9 @@ def _key(told: Meaning) -> tuple[str | None, tuple[str, ...]]:
     return told.part, told.rest
 
 
-def _stems(names: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, str]:
-    """The names of files with these suffixes, by what stands before the suffix."""
-    return {name.rpartition(".")[0]: name for name in names if name.lower().endswith(suffixes)}
+def stems_of(tree: Tree, folder: str, suffixes: tuple[str, ...]) -> dict[str, str]:
+    """The names of a folder's files with these suffixes, by what stands before the suffix."""
+    return {name.rpartition(".")[0]: name for name in tree.files[folder] if name.lower().endswith(suffixes)}
 
 
 def _matched(
@@ -268,7 +268,7 @@ def _is_in(folder: str, outer: str) -> bool:
 # -- lists of names ----------------------------------------------------------------------------------------------------
 
 
-def _lists(tree: Tree, pair: Pair) -> dict[str, dict[str, Any]]:
+def lists_of(tree: Tree, pair: Pair) -> dict[str, dict[str, Any]]:
     """The parts that text files `train.txt`, `val.txt` and `test.txt` make of one pair of folders."""
     for place in LISTS:
         known = {name.lower(): name for name in tree.files.get(place, ())}

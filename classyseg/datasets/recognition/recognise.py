@@ -25,7 +25,7 @@ from classyseg.datasets.recognition.tree import listing
 from classyseg.errors import ConfigError, DataError
 from classyseg.registry import DATASETS
 
-IGNORED = ("ignored", "ignore", "void", "unlabeled", "unlabelled")
+SAYS_IGNORED = ("ignored", "ignore")
 """Labels of these names are of pixels that do not count."""
 OTHERS = ("named_sets", "plain_folders", "flag_folders", "class_folders")
 """The modules of this folder that recognise what no tool wrote."""
@@ -196,7 +196,7 @@ def _with_ignored(config: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     classes = config.get("classes")
     if not isinstance(classes, list) or "ignore" not in DATASETS.config_model(config["name"]).model_fields:
         return config, []
-    ignored = [name for name in classes if name.lower().rstrip("_") in IGNORED]
+    ignored = [name for name in classes if name.lower().rstrip("_") in SAYS_IGNORED]
     if not ignored or len(ignored) == len(classes):
         return config, []
     kept = [name for name in classes if name not in ignored]

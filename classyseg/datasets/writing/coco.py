@@ -16,7 +16,7 @@ def write_coco(folder: Path, place: Path, split: str, classes: Classes, samples:
     """Writes `SPLIT/` with images, and `annotations/SPLIT.json`.
 
     A class that is called background has no annotations, as COCO's pixels without one are background. If there is
-    none, they are ignored. Else ignored pixels are annotations of a category of their own, if there are any.
+    none, they are ignored. Else ignored pixels are annotations of a category of their own.
     """
     images, annotations = folder / split, folder / "annotations"
     images.mkdir()
@@ -30,7 +30,9 @@ def write_coco(folder: Path, place: Path, split: str, classes: Classes, samples:
         for label, name in enumerate(classes.names)
         if label != without
     ]
-    of_ignored = {"id": len(classes.names) + 1, "name": ignored, "supercategory": ""}
+    ignored_id = len(classes.names) + 1
+    if background is not None:
+        categories.append({"id": ignored_id, "name": ignored, "supercategory": ""})
     entries, number = [], 0
     with open(annotations / f"{split}.json", "x", encoding="utf-8") as file:
         file.write('{"annotations": [')
@@ -43,13 +45,11 @@ def write_coco(folder: Path, place: Path, split: str, classes: Classes, samples:
                 if region.label == without:
                     continue
                 number += 1
-                is_ignored = region.label == classes.ignored
-                if is_ignored and of_ignored not in categories:
-                    categories.append(of_ignored)
+                category = ignored_id if region.label == classes.ignored else region.label + 1
                 entry = {
                     "id": number,
                     "image_id": image_id,
-                    "category_id": of_ignored["id"] if is_ignored else region.label + 1,
+                    "category_id": category,
                     "iscrowd": 0,
                     "area": region.area,
                     "bbox": region.box,
@@ -64,7 +64,7 @@ def write_coco(folder: Path, place: Path, split: str, classes: Classes, samples:
         "images": split,
         "classes": list(classes.names),
         "background": background,
-        **({"ignore": [ignored]} if of_ignored in categories else {}),
+        **({"ignore": [ignored]} if background is not None else {}),
         **classes.options(),
     }
 
