@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from classyseg.config import listed
-from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.files.images import IMAGE_SUFFIXES, MASK_SUFFIXES
 from classyseg.datasets.recognition.image_keys import image_keys
@@ -41,7 +40,7 @@ def found_in(folder: Path) -> Found | None:
         name: look_at_masks(_masks(tree, by_part, name), seconds=SECONDS / len(whole.masks)) for name in whole.masks
     }
     problem = _of_folders(tree, every) or _of_values(looks)
-    names = listed([printable(name, MAX_NAME) for name in sorted(whole.masks)], limit=6)
+    names = listed(sorted(whole.masks), limit=6)
     count = sum(len(stems_of(tree, flags.images, IMAGE_SUFFIXES)) for flags in by_part.values())
     why = f"{count} images have a mask of their name in each of {len(whole.masks)} folders ({names})"
     if problem:
@@ -113,7 +112,9 @@ def _of_folders(tree: Tree, every: Mapping[Place, Flags]) -> str:
     """Why the folders are no classes of one data set; empty if they may be."""
     parts = [part for part, _ in every]
     if len({*parts}) < len(parts) or (None in parts and len(parts) > 1):
-        return f"several folders of images have such masks: {_listed([flags.images for flags in every.values()])}"
+        return (
+            f"several folders of images have such masks: {listed([flags.images for flags in every.values()], limit=4)}"
+        )
     classes = [sorted(flags.masks) for flags in every.values()]
     if any(each != classes[0] for each in classes):
         return "the parts have other folders of masks"
@@ -125,7 +126,7 @@ def _of_folders(tree: Tree, every: Mapping[Place, Flags]) -> str:
             masks = stems_of(tree, place, MASK_SUFFIXES).keys()
             if images != masks:
                 missing, spare = len(images - masks), len(masks - images)
-                return f"{_listed([place])} has no mask of {missing} images, and {spare} masks without an image"
+                return f"{listed([place], limit=4)} has no mask of {missing} images, and {spare} masks without an image"
     return ""
 
 
@@ -133,13 +134,10 @@ def _of_values(looks: Mapping[str, Look]) -> str:
     """Why the masks are no flags; empty if they may be."""
     for name, look in looks.items():
         if look.wrong or look.colors or not {*look.pixels} <= {0, 1, 255} or not look.pixels:
-            return f"masks of {_listed([name])} hold other values than 0 and 1, or 0 and 255"
+            return f"masks of {listed([name], limit=4)} hold other values than 0 and 1, or 0 and 255"
     ones = [name for name, look in looks.items() if 1 in look.pixels]
     full = [name for name, look in looks.items() if 255 in look.pixels and 1 not in look.pixels]
     if ones and full:
-        return f"masks of {_listed(ones)} hold 0 and 1, those of {_listed(full)} 0 and 255: write them alike"
+        some = f"masks of {listed(ones, limit=4)} hold 0 and 1"
+        return f"{some}, those of {listed(full, limit=4)} 0 and 255: write them alike"
     return ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    return listed([printable(name, MAX_NAME) for name in names], limit=4)
