@@ -90,7 +90,8 @@ def closest(word: object, known: Iterable[str]) -> str | None:
     if same is not None:
         return same
     written = str(word)[:MAX_WORD].lower().replace(".", "_")  # ClassyVision writes `regnet_x_1.6gf`
-    found = difflib.get_close_matches(written, names, n=1, cutoff=0.65)
+    swapped = [written[:i] + written[i : i + 2][::-1] + written[i + 2 :] for i in range(len(written) - 1)]
+    found = [word for word in swapped if word in names] or difflib.get_close_matches(written, names, n=1, cutoff=0.65)
     return names[found[0]] if found else None
 
 
@@ -463,5 +464,8 @@ def _sentence(detail: Any) -> str:
     if detail["type"] in ("unknown_key", "unknown_name", "missing_name"):
         return message
     found = shown(detail["input"])
+    if detail["type"] == "literal_error" and isinstance(detail["input"], str):
+        near = closest(detail["input"], re.findall("'(.*?)'", message))
+        found += f"; did you mean {near!r}?" if near else ""
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")  # of a validator
     return f"found {found}; {message[:1].lower()}{message[1:]}"

@@ -99,7 +99,7 @@ def derive_config(
             raise TypeError(f"{qualified(component)}.__init__: the parameter '{parameter.name}' has no type annotation")
         default = defaults.get(parameter.name, parameter.default)
         required = default is inspect.Parameter.empty
-        annotation: Any = Annotated[_strict(hints[parameter.name]), Field(description=said.get(parameter.name))]
+        annotation: Any = Annotated[strict(hints[parameter.name]), Field(description=said.get(parameter.name))]
         fields[parameter.name] = (annotation, ... if required else default)
     summary = inspect.getdoc(component) or ""
     model = create_model(
@@ -127,7 +127,7 @@ MAX_COMPONENTS = 100
 """The most components of a list, such as transforms."""
 
 
-def _strict(annotation: Any, given: tuple[Any, ...] = ()) -> Any:
+def strict(annotation: Any, given: tuple[Any, ...] = ()) -> Any:
     """`annotation` with strict numbers, texts and truth values: "8" is no 8, yes is no true.
 
     `given` is the metadata of the annotation. Numbers and lists get bounds where `given` has none.
@@ -138,13 +138,13 @@ def _strict(annotation: Any, given: tuple[Any, ...] = ()) -> Any:
     if origin is None or origin is Literal:
         return annotation
     if origin is Annotated:
-        return Annotated[_strict(arguments[0], arguments[1:]), *arguments[1:]]
+        return Annotated[strict(arguments[0], arguments[1:]), *arguments[1:]]
     if origin in (Union, types.UnionType):
-        return Union[tuple(_strict(argument) for argument in arguments)]  # noqa: UP007 (built at run time)
+        return Union[tuple(strict(argument) for argument in arguments)]  # noqa: UP007 (built at run time)
     if origin is dict:  # JSON writes every key as text
-        items: Any = dict.__class_getitem__((arguments[0], _strict(arguments[1])))
+        items: Any = dict.__class_getitem__((arguments[0], strict(arguments[1])))
     else:
-        items = origin[tuple(argument if argument is ... else _strict(argument) for argument in arguments)]
+        items = origin[tuple(argument if argument is ... else strict(argument) for argument in arguments)]
     has_any_length = origin in (list, dict) or (origin is tuple and ... in arguments)
     if not has_any_length or _says(given, "max_length"):
         return items

@@ -27,6 +27,7 @@ REQUIRED = re.compile(
     r"name$|^(num_epochs|batch_size|dataset|model|loss|optimizer)$|^dataset\.train$|\.(split|blocks|size|match)$|"
     r"^optimizer\.lr$"
 )
+HAS_DEFAULT = re.compile(r"\.norm\.name$")
 NAMED_BY_USER = re.compile(r"^model\.heads\.\w+$")
 BARE_COMPONENT = re.compile(r"^(hooks|meters|dataset\.\w+\.transforms)\[\d+\]$")
 
@@ -98,7 +99,11 @@ def in_the_tree(path: Path, generator: random.Random) -> Iterator[Mutation]:
             node.clear()
             node.update(renamed)
             yield mutation("misspelt key", (*parents, wrong), f"did you mean '{key}'?", tree)
-        if isinstance(key, str) and REQUIRED.search(text):
+        others = at(original, tuple(parents))
+        is_required = isinstance(key, str) and REQUIRED.search(text) and not HAS_DEFAULT.search(text)
+        if is_required and not (
+            key == "size" and others.get("name") in ("resize", "synthetic_video")
+        ):  # may go without
             tree = copy.deepcopy(original)
             del at(tree, tuple(parents))[key]
             yield mutation("missing field", location, f"{text}: missing", tree)
@@ -106,6 +111,8 @@ def in_the_tree(path: Path, generator: random.Random) -> Iterator[Mutation]:
             tree = copy.deepcopy(original)
             at(tree, tuple(parents))[key] = misspell(value, generator)
             yield mutation("unknown name", location, f"did you mean '{value}'?", tree)
+        if value is None:  # a key that is turned off: any value may be right
+            continue
         tree = copy.deepcopy(original)
         at(tree, tuple(parents))[key] = wrong_value(value)
         yield mutation("wrong type", location, f"{text}: found {wrong_value(value)!r}; ", tree)
@@ -134,16 +141,18 @@ def in_the_text(path: Path) -> Iterator[Mutation]:
 
 
 def mutations() -> list[Mutation]:
-    """The same ones in every run."""
-    generator = random.Random(20)
-    found: list[Mutation] = []
+    """The same ones in every run: some of each config, and a new config leaves those of the others as they are."""
+    found: dict[str, list[tuple[int, str, Mutation]]] = {}
     for path in CONFIGS:
-        found += [*in_the_tree(path, generator), *in_the_text(path)]
-    return [
-        mutation
-        for kind, number in QUOTA.items()
-        for mutation in generator.sample([mutation for mutation in found if mutation.kind == kind], number)
-    ]
+        name = str(path.relative_to(ROOT))
+        generator = random.Random(name)
+        made = [*in_the_tree(path, generator), *in_the_text(path)]
+        for kind in QUOTA:
+            of_kind = [mutation for mutation in made if mutation.kind == kind]
+            drawn = enumerate(generator.sample(of_kind, min(len(of_kind), 5)))
+            found.setdefault(kind, []).extend((turn, name, mutation) for turn, mutation in drawn)
+    ranked = {kind: sorted(each, key=lambda drawn: drawn[:2]) for kind, each in found.items()}
+    return [mutation for kind, number in QUOTA.items() for *_, mutation in ranked[kind][:number]]
 
 
 MUTATIONS = mutations()

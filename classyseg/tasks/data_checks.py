@@ -116,10 +116,11 @@ def check_parts(datasets: Mapping[str, Any], problems: Problems) -> None:
             with problems.collected():
                 overlapping = [each for each in parts if each.of != other.of and each.overlaps(other)]
                 if overlapping:
+                    what = "missing" if other.split is None else f"found {shown(other.split)}"
                     raise ConfigError(
-                        other.place,
-                        f"takes files that {overlapping[0].place}.split divides, so some are on both sides; give it a "
-                        "part, too",
+                        f"{other.place}.split",
+                        f"{what}; {overlapping[0].place}.split divides these files, so some are on both sides; give "
+                        "it a part, too",
                     )
 
 

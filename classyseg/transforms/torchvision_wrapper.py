@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
+from PIL import Image
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from classyseg.config import Text, unknown
+from classyseg.config import ConfigTree, Text, explain, listed, unknown
 from classyseg.console import shown
 from classyseg.errors import ConfigError
 from classyseg.registry import TRANSFORMS
 from classyseg.rng import randint
+from classyseg.signature import strict
 from classyseg.structures import Sample
 from classyseg.transforms.classy_transform import ClassyTransform, Region
 from classyseg.transforms.pixels import require_aligned
@@ -60,6 +63,17 @@ def known_transforms() -> dict[str, type[v2.Transform]]:
         if is_transform and not skipped:
             found[name] = value
     return found
+
+
+def _check_types(kind: type[v2.Transform], arguments: Mapping[str, Any]) -> None:
+    """Raises: `ConfigError` that names the arguments whose type is none of those that `kind` says it takes."""
+    hints = get_type_hints(kind.__init__)
+    types: dict[str, Any] = {name: (strict(hints[name]), ...) for name in arguments}
+    typed = create_model(kind.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **types)
+    try:
+        TypeAdapter(dict[str, typed]).validate_python({"arguments": arguments})  # type: ignore[valid-type]
+    except ValidationError as error:
+        raise explain(error, ConfigTree({"arguments": arguments}, "")) from None
 
 
 @contextmanager
@@ -143,6 +157,7 @@ class TorchvisionTransform(ClassyTransform):
         )
 
     def _made(self, kind: type[v2.Transform], arguments: dict[str, Any]) -> v2.Transform:
+        given = dict(arguments)
         parameters = inspect.signature(kind).parameters
         for key in arguments:
             if key not in parameters:
@@ -157,18 +172,23 @@ class TorchvisionTransform(ClassyTransform):
             from torchvision import tv_tensors
 
             arguments["fill"] = {tv_tensors.Image: fill, tv_tensors.Mask: self.ignore_index}
-        if isinstance(arguments.get("interpolation"), str):  # which older versions take as a member only
+        if "interpolation" in arguments:
             arguments["interpolation"] = self._interpolation(arguments["interpolation"])
         try:
             return kind(**arguments)
         except (TypeError, ValueError, KeyError) as error:
+            _check_types(kind, given)
             raise ConfigError("arguments", f"torchvision's {self.transform_name} refuses them: {error}") from None
 
     @staticmethod
-    def _interpolation(name: str) -> v2.InterpolationMode:
+    def _interpolation(name: Any) -> v2.InterpolationMode:
         from torchvision.transforms import v2  # whose import takes a second
 
         modes = {str(mode.value): mode for mode in v2.InterpolationMode}
+        numbers = {int(number): number.name.lower() for number in Image.Resampling}  # as torchvision takes them
+        name = numbers[name] if type(name) is int and numbers.get(name) in modes else name
+        if not isinstance(name, str):
+            raise ConfigError("arguments.interpolation", f"found {shown(name)}; accepted are {listed(sorted(modes))}")
         if name not in modes:
             raise ConfigError("arguments.interpolation", f"{shown(name)}: {unknown('interpolation', name, modes)}")
         return modes[name]

@@ -421,5 +421,5 @@ def test_a_submodule_of_a_model_of_another_precision_is_found(dtype: torch.dtype
 
 def test_the_contract_knows_no_other_library_and_no_address() -> None:
     modules = {module.__name__ for module in vars(classy_model).values() if hasattr(module, "__file__")}
-    origins = {getattr(value, "__module__", "") for value in vars(classy_model).values()} | modules
+    origins = {str(getattr(value, "__module__", "")) for value in vars(classy_model).values()} | modules
     assert not {"encoding_models", "catalogue", "public_weights"} & {origin.rpartition(".")[2] for origin in origins}

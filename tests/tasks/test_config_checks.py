@@ -81,8 +81,9 @@ def test_other_folders_of_a_project_are_other_files() -> None:
 def test_a_part_of_all_files_and_all_files_are_no_two_sets(split: str | None) -> None:
     whole = {"name": "cvat_masks", "root": "cvat", "classes": ["ground", "crop"], "split": split}
     part = {**whole, "split": {"part": "train", "val": 0.2}}
-    told = r"dataset\.val: takes files that dataset\.train\.split divides"
-    assert re.search(told, refusal({"dataset.train": part, "dataset.val": whole}))
+    found = "missing" if split is None else "found 'test'"
+    told = f"dataset.val.split: {found}; dataset.train.split divides these files"
+    assert told in refusal({"dataset.train": part, "dataset.val": whole})
     check({"dataset.train": part, "dataset.val": {**whole, "root": "other"}})
     check(on(whole))  # the training set may be measured on purpose
 

@@ -170,7 +170,19 @@ def test_every_known_transform_of_torchvision_takes_images_and_masks_and_draws_f
             {"transform": "Resize", "arguments": {"size": 8, "interpolation": "bilinar"}},
             "arguments.interpolation: 'bilinar': unknown interpolation; did you mean 'bilinear'",
         ),
+        (
+            {"transform": "Resize", "arguments": {"size": 8, "interpolation": 7}},
+            "arguments.interpolation: found 7; accepted are bicubic, bilinear, box,",
+        ),
         ({"transform": "RandomAffine", "arguments": {"degrees": 3, "fill": {"a": 1}}}, "arguments.fill: found"),
+        (
+            {"transform": "RandomResizedCrop", "arguments": {"size": "224"}},
+            "arguments.size: found '224'; input should be a valid integer",
+        ),
+        (
+            {"transform": "RandomResizedCrop", "arguments": {"size": 24, "interpolation": 3, "scale": [0.5, "1.0"]}},
+            "arguments.scale[1]: found '1.0'; input should be a valid number",
+        ),
     ],
     ids=lambda value: str(value)[:50],
 )
