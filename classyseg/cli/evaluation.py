@@ -24,7 +24,7 @@ from classyseg.meters.confusion import ConfusionMatrixMeter
 from classyseg.registry import METERS
 from classyseg.structures import BestIs, Sample
 from classyseg.tasks import ClassyTask
-from classyseg.tasks.best import record_numbers
+from classyseg.tasks.best import RecordNumbers, record_numbers
 
 
 class Measurement:
@@ -196,10 +196,13 @@ def data_of(config: Any, split: str, predictor: Predictor) -> ClassyDataset:
     return dataset
 
 
-def numbers_of(predictor: Predictor, config: Any, split: str, *, most: int | None = None) -> dict[str, Any]:
-    """The numbers of the meters of a task config on its data set `split`, and `samples`, how many were measured.
+def numbers_of(
+    predictor: Predictor, config: Any, split: str, *, most: int | None = None
+) -> tuple[dict[str, Any], RecordNumbers]:
+    """The numbers of the meters of a task config on its data set `split`, and which value of each is best.
 
-    `most` is how many samples at most, spread evenly over the data set. Raises: `ConfigError`; `DataError`.
+    `samples` among them tells how many were measured. `most` is how many samples at most, spread evenly over
+    the data set. Raises: `ConfigError`; `DataError`.
     """
     dataset = data_of(config, split, predictor)
     if not dataset.has_masks:
@@ -217,7 +220,8 @@ def numbers_of(predictor: Predictor, config: Any, split: str, *, most: int | Non
         split=split,
         **workers,
     )
-    return {"samples": len(dataset), **found.result()}
+    known = record_numbers({}, meters, predictor.head, dataset.classes)
+    return {"samples": len(dataset), **found.result()}, known
 
 
 def main_number(numbers: Mapping[str, Any]) -> str | None:

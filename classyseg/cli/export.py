@@ -108,6 +108,7 @@ def quantization_of(arguments: argparse.Namespace) -> Quantization | None:
     from classyseg.errors import ConfigError
     from classyseg.exporting import Quantization
     from classyseg.exporting.int8 import NAME
+    from classyseg.structures import BestIs
 
     if arguments.format != NAME:
         for option in ("calibration_images", "max_drop"):
@@ -127,13 +128,18 @@ def quantization_of(arguments: argparse.Namespace) -> Quantization | None:
         _check_measured_by_labels(config)
     images = calibration_images(trained.config, arguments.calibration_images or CALIBRATION_IMAGES)
 
-    def measure(predictor: Predictor) -> tuple[str, float]:
+    def measure(predictor: Predictor) -> tuple[str, float, BestIs]:
         complain("measuring on val")
-        numbers = numbers_of(predictor, config, "val")
+        numbers, known = numbers_of(predictor, config, "val")
         name = main_number(numbers)
         if name is None:
             raise ConfigError("meters", "give no number, by which the loss of 8 bits could be told; add mean_iou")
-        return name, float(numbers[name])
+        which = known.best_is(name)
+        if which is None:
+            raise ConfigError(
+                "meters", f"{name}: which value is best is not known, so what 8 bits lose cannot be told; add mean_iou"
+            )
+        return name, float(numbers[name]), which
 
     return Quantization(images, measure, MAX_DROP if arguments.max_drop is None else arguments.max_drop)
 

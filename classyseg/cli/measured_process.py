@@ -191,7 +191,7 @@ class _Served:
         from classyseg.cli.trained_run import config_to_measure, trained_run
 
         config, _ = config_to_measure(trained_run(data), split, [], data)
-        return numbers_of(self.predictor, config, split, most=samples)
+        return numbers_of(self.predictor, config, split, most=samples)[0]
 
 
 def noise(predictor: Predictor, size: tuple[int, int]) -> np.ndarray:

@@ -14,6 +14,7 @@ from classyseg.inference.exported.contract import DiffersError, Format
 from classyseg.inference.exported.formats import FORMATS
 from classyseg.inference.exported.openvino_file import library, reason, save, without_telemetry
 from classyseg.inference.exported.tools import quiet
+from classyseg.structures import BestIs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +34,12 @@ what comes after all of them: resize, softmax and arg-max of the head's map."""
 class Quantization:
     """What an export to 8 bits needs: training `images`, and how the result is measured.
 
-    `measure` gives the number of a predictor that must not drop, from 0 to 1, and its name, such as `mean_iou`.
-    `max_drop` is how many points (hundredths) it may drop.
+    `measure` gives the number of a predictor that must not get worse, mostly from 0 to 1: its name, such as `mean_iou`,
+    its value, and which value is best. `max_drop` is by how many points (hundredths) it may get worse.
     """
 
     images: Sequence[Any]
-    measure: Callable[[Predictor], tuple[str, float]]
+    measure: Callable[[Predictor], tuple[str, float, BestIs]]
     max_drop: float = 1.0
 
 
@@ -77,11 +78,12 @@ def quantize(row: Format, path: Path, images: Iterable[Tensor], batch: int = 1) 
 
 def drop_of(predictor: Predictor, small: Predictor, settings: Quantization) -> Mapping[str, float | int | str]:
     """What the file of 8 bits loses. Raises: `DiffersError` where it is more than accepted."""
-    (name, before), (_, after) = settings.measure(predictor), settings.measure(small)
-    drop = 100 * (before - after)
+    (name, before, best_is), (_, after, _) = settings.measure(predictor), settings.measure(small)
+    drop = 100 * (before - after if best_is == "largest" else after - before)
     if not drop <= settings.max_drop:  # NaN does not pass
+        way = "drops" if best_is == "largest" else "grows"
         raise DiffersError(
-            f"--format int8: {name} drops by {drop:.2f} points, from {before:.4f} to {after:.4f}; accepted "
+            f"--format int8: {name} {way} by {drop:.2f} points, from {before:.4f} to {after:.4f}; accepted "
             f"is {settings.max_drop:g} (--max-drop); more --calibration-images may help"
         )
     return {

@@ -33,6 +33,7 @@ from classyseg.inference import Predictor
 from classyseg.inference.exported import aoti_file
 from classyseg.inference.exported.contract import DiffersError, Traced
 from classyseg.inference.exported.model import ExportedModel, exported_facts
+from classyseg.structures import BestIs
 from tiny_backbone import TinyBackbone
 
 CLASSES = ("road", "sky", "tree", "car")
@@ -52,10 +53,10 @@ def pictures(count: int, size: tuple[int, int] = OTHER) -> list[Tensor]:
     return [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for _ in range(count)]
 
 
-def steady(*values: float) -> Callable[[Predictor], tuple[str, float]]:
+def steady(*values: float, best_is: BestIs = "largest") -> Callable[[Predictor], tuple[str, float, BestIs]]:
     """A measurement that gives these values one after the other."""
     left = iter(values)
-    return lambda _: ("mean_iou", next(left))
+    return lambda _: ("mean_iou" if best_is == "largest" else "mistakes", next(left), best_is)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,15 @@ def test_int8_that_loses_more_than_accepted_is_refused(before: float, after: flo
     settings = Quantization(pictures(2), steady(before, after), max_drop=1.5)
     with pytest.raises(DiffersError, match=r"mean_iou drops by (2\.00|nan) points.*1\.5 \(--max-drop\)"):
         drop_of(tiny_predictor(), tiny_predictor(), settings)
+
+
+def test_a_number_whose_smallest_value_is_best_must_not_grow() -> None:
+    settings = Quantization(pictures(2), steady(0.10, 0.12, best_is="smallest"))
+    with pytest.raises(DiffersError, match=r"mistakes grows by 2\.00 points, from 0\.1000 to 0\.1200"):
+        drop_of(tiny_predictor(), tiny_predictor(), settings)
+    settings = Quantization(pictures(2), steady(0.12, 0.10, best_is="smallest"))
+    found = drop_of(tiny_predictor(), tiny_predictor(), settings)
+    assert found["drop"] == pytest.approx(-2.0)
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("m.pt2", "torch's own"), ("m.bin", ".onnx")])
