@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.arguments import add_model_arguments, height_and_width, interruptible, positive, protocol_of
+from classyseg.cli.arguments import add_model_arguments, height_and_width, positive, protocol_of
 from classyseg.cli.output import ProgressLine, complain, emit, in_columns, json_text
 from classyseg.console import printable
 
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="F", help="also write all numbers into this file")
     add_model_arguments(parser)
-    parser.set_defaults(run=interruptible(run))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

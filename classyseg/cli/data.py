@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from classyseg.cli import data_import, prepare
-from classyseg.cli.arguments import interruptible, positive
+from classyseg.cli.arguments import positive
 from classyseg.cli.output import emit, emit_json, in_columns
 from classyseg.console import printable, shown
 
@@ -35,24 +35,24 @@ AROUND_A_DATA_PART: dict[str, Any] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    prepare.add_command(actions, interruptible)
-    data_import.add_command(actions, interruptible)
+    prepare.add_command(actions)
+    data_import.add_command(actions)
     check = actions.add_parser(
         "check",
         help="find what is wrong with images and masks, and how to mend it",
         epilog="Exit codes: 0 no fault; 2 faults, or something you wrote is wrong; 1 else. Warnings alone give 0.",
     )
     check.add_argument("--files", type=positive, default=5, metavar="N", help="files listed for each finding (5)")
-    check.set_defaults(run=interruptible(_check))
+    check.set_defaults(run=_check)
     stats = actions.add_parser("stats", help="mean and std, frequencies and weights of classes, sizes of images")
-    stats.set_defaults(run=interruptible(_stats))
+    stats.set_defaults(run=_stats)
     sheet = actions.add_parser("sheet", help="draw samples with their masks and a legend into a PNG")
     sheet.add_argument("--output", required=True, metavar="OUT.png", help="the PNG to write")
-    sheet.set_defaults(run=interruptible(_sheet))
+    sheet.set_defaults(run=_sheet)
     export = actions.add_parser("export", help="write data sets as a folder of masks, COCO's JSON, or for Hugging Face")
     export.add_argument("--output", required=True, metavar="DIR", help="the new folder to write")
     export.add_argument("--format", required=True, choices=FORMATS, help="what to write")
-    export.set_defaults(run=interruptible(_export))
+    export.set_defaults(run=_export)
     for command in (check, stats, sheet, export):
         command.add_argument("config", metavar="CONFIG", help="task config, YAML or JSON; or its key dataset alone")
         command.add_argument("--split", metavar="NAME", help="one data set of the config, such as train (default: all)")

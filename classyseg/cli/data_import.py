@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,9 @@ from classyseg.cli.output import complain, emit
 if TYPE_CHECKING:
     from classyseg.datasets.recognition.recognise import DataPart
 
-Command = Callable[[argparse.Namespace], int]
 
-
-def add_command(actions: Any, wrapper: Callable[[Command], Command]) -> None:
-    """Adds `import`, in that wrapper, to the actions of `classyseg data`."""
+def add_command(actions: Any) -> None:
+    """Adds `import` to the actions of `classyseg data`."""
     command = actions.add_parser(
         "import",
         help="recognise what a folder is, and write the data part of a config",
@@ -26,7 +23,7 @@ def add_command(actions: Any, wrapper: Callable[[Command], Command]) -> None:
     command.add_argument("folder", metavar="DIR", help="the folder of images and masks, or of a tool's export")
     command.add_argument("--output", metavar="F", help="the YAML file to write (default: standard output)")
     add_choice(command)
-    command.set_defaults(run=wrapper(run))
+    command.set_defaults(run=run)
 
 
 def add_choice(command: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.arguments import A_MODEL, add_model_arguments, interruptible, protocol_of
+from classyseg.cli.arguments import A_MODEL, add_model_arguments, protocol_of
 from classyseg.cli.output import emit, json_text, logging_lines
 from classyseg.console import is_terminal, printable, shown, terminal_width, wrapped
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
     )
     add_model_arguments(parser)
-    parser.set_defaults(run=interruptible(run))
+    parser.set_defaults(run=run)
 
 
 def _count(text: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.arguments import height_and_width, interruptible, positive, protocol_of
+from classyseg.cli.arguments import height_and_width, positive, protocol_of
 from classyseg.cli.output import complain, emit, in_columns, logging_lines
 from classyseg.console import printable
 
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
     )
-    parser.set_defaults(run=interruptible(run))
+    parser.set_defaults(run=run)
 
 
 def _points(text: str) -> float:

@@ -24,6 +24,7 @@ from classyseg.cli import (
     serve,
     train,
 )
+from classyseg.cli.arguments import interruptible
 from classyseg.cli.output import can_be_printed, emit, in_columns
 from classyseg.console import shown
 
@@ -127,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     if words is not None:
         setattr(parsed, words, [*getattr(parsed, words), *more])
-    return train.guarded(lambda: parsed.run(parsed))
+    run = parsed.run if parsed.run is train.run else interruptible(parsed.run)  # a training stops at a step, and saves
+    return train.guarded(lambda: run(parsed))
 
 
 def _add_conversions(commands: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from classyseg.cli.arguments import interruptible
 from classyseg.cli.data_import import add_choice, names_of_classes
 from classyseg.cli.output import complain, emit, logging_lines
 
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", metavar="D", help="auto, cpu, cuda, mps, xpu, or such as cuda:1 (auto)"
     )
     add_choice(project)
-    project.set_defaults(run=interruptible(run))
+    project.set_defaults(run=run)
 
 
 def _minutes(text: str) -> float:

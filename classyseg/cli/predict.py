@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classyseg.cli.arguments import A_MODEL, add_model_arguments, exit_code_of, interruptible, positive, predictor_of
+from classyseg.cli.arguments import A_MODEL, add_model_arguments, exit_code_of, positive, predictor_of
 from classyseg.cli.output import complain, emit, in_columns, json_text, logging_lines
 from classyseg.console import printable
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images of one size at once (8; 1 on a CPU or with --max-memory)",
     )
     add_model_arguments(parser)
-    parser.set_defaults(run=interruptible(run))
+    parser.set_defaults(run=run)
 
 
 def _share(text: str) -> float:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from classyseg.cli.output import emit, logging_lines
 
-Command = Callable[[argparse.Namespace], int]
 
-
-def add_command(actions: Any, wrapper: Callable[[Command], Command]) -> None:
-    """Adds `prepare`, in that wrapper, to the actions of `classyseg data`."""
+def add_command(actions: Any) -> None:
+    """Adds `prepare` to the actions of `classyseg data`."""
     command = actions.add_parser("prepare", help="download a public data set, unpack it, and count its files")
     command.add_argument("name", metavar="NAME", help="such as camvid or pascal_voc")
     command.add_argument(
         "--data-root", metavar="DIR", help="where data sets lie (default: $CLASSYSEG_DATA, else ./data)"
     )
     command.add_argument("--keep", action="store_true", help="keep the archives")
-    command.set_defaults(run=wrapper(run))
+    command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from classyseg.cli.arguments import interruptible
 from classyseg.cli.output import emit, in_columns, logging_lines
 
 
@@ -15,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", "--licence", metavar="L", help="the licence of the model, such as apache-2.0")
     parser.add_argument("--message", metavar="M", help="of the commit")
     parser.add_argument("--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
-    parser.set_defaults(run=interruptible(run))
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from classyseg.cli.arguments import A_MODEL, add_model_arguments, interruptible, positive, predictor_of
+from classyseg.cli.arguments import A_MODEL, add_model_arguments, positive, predictor_of
 from classyseg.cli.output import emit, logging_lines
 from classyseg.console import printable
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     access.add_argument(
         "--allow-origin", action="append", default=[], metavar="ORIGIN", help="a site whose pages may ask the server"
     )
-    parser.set_defaults(run=interruptible(run))
+    parser.set_defaults(run=run)
 
 
 def _port(text: str) -> int:

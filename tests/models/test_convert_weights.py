@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,21 @@ def test_without_a_model_the_keys_stay(tmp_path: Path, capsys: pytest.CaptureFix
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     assert metadata(tmp_path / "o.safetensors") == {"format": "pt", "source": "w.pth", "source_sha256": digest}
     assert capsys.readouterr().out == f"{tmp_path / 'o.safetensors'}: 5 tensors\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_half_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    def save_file(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"a half")
+        signal.raise_signal(number)
+
+    source = write(tmp_path / "w.pth", torch_bytes({"net.b": torch.ones(2)}))
+    monkeypatch.setattr("classyseg.models.convert_weights.save_file", save_file)
+    assert main(["convert-weights", str(source), str(tmp_path / "o.safetensors")]) == 128 + number
+    assert capsys.readouterr().err == "stopped\n"
+    assert [*tmp_path.iterdir()] == [source]
 
 
 @pytest.mark.parametrize(
