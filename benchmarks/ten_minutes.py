@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CamVid: train, trainannot, test, testannot")
     parser.add_argument("--peer", metavar="PYTHON", help="a Python that has the peers")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer-lr", type=float, default=1e-3)
     parser.add_argument("--only", choices=SIDES, help="one side alone")
@@ -193,7 +193,7 @@ def main() -> None:
     if not parsed.peer and parsed.only in (None, SIDES[2]):
         parser.error("--peer: name a Python with segmentation_models_pytorch, lightning and albumentations")
     scores: dict[str, list[float]] = {side: [] for side in SIDES if parsed.only in (None, side)}
-    for seed in range(parsed.seeds):
+    for seed in parsed.seeds:
         for side, found in scores.items():
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)

@@ -8,6 +8,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core of its own; t
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
+import signal
 from collections import Counter
 from collections.abc import Generator, Iterator
 
@@ -16,6 +17,9 @@ import torch
 from registered import forgotten
 
 from skips import NO_GPU, fail_unless_allowed
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background; tests of Ctrl-C need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
