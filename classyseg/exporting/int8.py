@@ -141,8 +141,10 @@ def _quantize_openvino(path: Path, arrays: Sequence[Any]) -> None:
         if kind not in ("Constant", "Parameter", "Result"):
             steps.append(Step(name, [each.get_friendly_name() for each in sources], [name], heavy))
     scope = nncf.IgnoredScope(names=outside_weights(steps), validate=False)
+    # The slow correction of biases takes 1.4 times as long and loses a fifth as much (docs/export.md).
+    options = {"ignored_scope": scope, "fast_bias_correction": False}
     try:
-        found = nncf.quantize(model, nncf.Dataset(arrays), subset_size=len(arrays), ignored_scope=scope)
+        found = nncf.quantize(model, nncf.Dataset(arrays), subset_size=len(arrays), **options)
     except Exception as error:  # it has error types of its own
         raise ConfigError(f"--format int8: NNCF refuses this model: {reason(error)}") from None
     new = path.with_name(f"int8-{path.name}")
