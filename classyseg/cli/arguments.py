@@ -105,6 +105,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-memory", metavar="SIZE", help="what predicting an image may take above the model, such as 2G"
     )
     parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16"),
+        help="in which a run or a model's folder computes (default: as it was trained; a file has its own)",
+    )
+    parser.add_argument(
         "--device",
         metavar="D",
         help="auto, cpu, cuda, mps, xpu, or such as cuda:1 (default: auto, a GPU if there is one)",
@@ -118,6 +123,7 @@ def predictor_of(arguments: argparse.Namespace) -> Predictor:
     return load(
         arguments.model,
         device=arguments.device or "auto",
+        precision=arguments.precision,
         protocol=protocol_of(arguments.protocol),
         max_memory=arguments.max_memory,
     )

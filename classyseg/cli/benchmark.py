@@ -87,7 +87,8 @@ class Comparison:
         options |= {"protocol": protocol, "max_memory": arguments.max_memory}
         self.size = arguments.size or self._size_of_training()
         self.data, self.why_not_measured = self._data()
-        setups = [Setup(path, **options) for path in arguments.models]
+        of_runs = {"precision": arguments.precision}
+        setups = [Setup(path, **options, **({} if _is_file(path) else of_runs)) for path in arguments.models]
         self.models: list[MeasuredProcess] = [stack.enter_context(closing(MeasuredProcess(each))) for each in setups]
         self.facts: list[Facts] = []
         self.numbers: list[dict[str, Any]] = [{} for _ in self.models]
@@ -95,11 +96,9 @@ class Comparison:
         self.reasons = [self.why_not_measured] * len(self.models)
 
     def _size_of_training(self) -> tuple[int, int]:
-        from classyseg.inference.exported.model import is_exported
         from classyseg.inference.load import described
-        from classyseg.io import existing_path
 
-        folders = [path for path in self.arguments.models if not is_exported(existing_path(path))]
+        folders = [path for path in self.arguments.models if not _is_file(path)]
         height, width = (described(folders[0]).train_size if folders else None) or DEFAULT_SIZE
         return height, width
 
@@ -245,6 +244,14 @@ class Comparison:
             "versions": {"torch": str(torch.__version__)},
             "models": models,
         }
+
+
+def _is_file(path: str) -> bool:
+    """Whether that is an exported file, which tells by itself how it computes."""
+    from classyseg.inference.exported.model import is_exported
+    from classyseg.io import existing_path
+
+    return is_exported(existing_path(path))
 
 
 def _seconds(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         overrides.append(f"protocol={arguments.protocol}")
     if arguments.device is not None:
         overrides.append(f"runtime.device={arguments.device}")
+    if arguments.precision is not None:
+        overrides.append(f"runtime.precision={arguments.precision}")
     trained = trained_run(arguments.model)
     output = _output_folder(arguments, trained.folder)
     with switches.variable(DATA_ROOT_VARIABLE, arguments.data_root), switches.kept(), logging_lines():

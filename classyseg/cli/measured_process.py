@@ -34,6 +34,7 @@ class Setup:
     device: str = "auto"
     protocol: Any = None
     max_memory: str | None = None
+    precision: str | None = None
     threads: int | None = None
 
 
@@ -161,13 +162,18 @@ class _Served:
 
         from classyseg.inference import load
 
-        options = {"protocol": self.setup.protocol, "max_memory": self.setup.max_memory}
-        self.predictor = load(self.setup.path, device=self.setup.device, **options)
+        self.predictor = load(
+            self.setup.path,
+            device=self.setup.device,
+            precision=self.setup.precision,  # type: ignore[arg-type]
+            protocol=self.setup.protocol,
+            max_memory=self.setup.max_memory,
+        )
         device = str(self.predictor.device)
         facts = getattr(self.predictor.model, "facts", None)  # of an exported file
-        kind = (
-            "torch" if facts is None else f"{facts.file_format} int8" * (facts.precision == "int8") or facts.file_format
-        )
+        precision = self.predictor.network.precision if facts is None else facts.precision
+        name = "torch" if facts is None else facts.file_format
+        kind = name if precision == "float32" else f"{name} {precision}"
         return asdict(Facts(kind, disk_bytes(self.setup.path), device, torch.get_num_threads()))
 
     def prepare(self, size: tuple[int, int], count: int) -> None:

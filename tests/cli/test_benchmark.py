@@ -53,6 +53,17 @@ def test_times_are_told_with_their_median_and_the_ratio_to_the_first(compared: d
 
 
 @pytest.mark.slow
+def test_the_precision_is_a_choice_for_runs_and_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["benchmark", trained, "--split", "none", "--size", "32x32", "--batch-size", "1", "--repeats", "1"]
+    for options, kind in ((), "torch"), (("--precision", "bfloat16"), "torch bfloat16"):
+        assert main([*map(str, words), "--json", str(tmp_path / "b.json"), *options]) == 0
+        assert json.loads((tmp_path / "b.json").read_text(encoding="utf-8"))["models"][0]["kind"] == kind
+        assert kind in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_mean_iou_is_that_of_evaluate_also_of_a_folder_without_a_run(
     compared: dict[str, Any], trained: Path, tmp_path: Path
 ) -> None:
