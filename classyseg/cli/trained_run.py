@@ -98,7 +98,7 @@ def config_to_measure(
         if known:
             has = f"its config has {listed([f'dataset.{name}' for name in known])}; give another --split, or describe"
         elif trained.config is None:
-            has = "a model's folder tells of no data set; describe"
+            has = "the model tells of no data set; describe"
         else:
             has = "its config has neither dataset.val nor dataset.test; describe"
         raise ConfigError(
