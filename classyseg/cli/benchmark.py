@@ -76,6 +76,7 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace, stack: ExitStack) -> None:
         from classyseg.cli.measured_process import MeasuredProcess, Setup
+        from classyseg.errors import ConfigError
         from classyseg.inference.device import torch_device
         from classyseg.registry import PROTOCOLS
 
@@ -85,9 +86,11 @@ class Comparison:
             PROTOCOLS.build(protocol)  # a mistake is told before anything is loaded
         options = {"device": str(torch_device(arguments.device or "auto")), "threads": arguments.threads}
         options |= {"protocol": protocol, "max_memory": arguments.max_memory}
+        of_runs = {"precision": arguments.precision}
+        if arguments.precision is not None and all(map(_is_file, arguments.models)):
+            raise ConfigError("--precision: there are exported files alone, which have their own; leave it out")
         self.size = arguments.size or self._size_of_training()
         self.data, self.why_not_measured = self._data()
-        of_runs = {"precision": arguments.precision}
         setups = [Setup(path, **options, **({} if _is_file(path) else of_runs)) for path in arguments.models]
         self.models: list[MeasuredProcess] = [stack.enter_context(closing(MeasuredProcess(each))) for each in setups]
         self.facts: list[Facts] = []

@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     from classyseg.cli.train import guarded
     from classyseg.cli.trained_run import config_to_measure, trained_run
     from classyseg.errors import ConfigError
-    from classyseg.io import DATA_ROOT_VARIABLE
+    from classyseg.inference.exported.model import is_exported
+    from classyseg.io import DATA_ROOT_VARIABLE, existing_path
     from classyseg.run_folder import EVALUATION
 
     name = arguments.split if arguments.name is None else arguments.name
@@ -70,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device is not None:
         overrides.append(f"runtime.device={arguments.device}")
     if arguments.precision is not None:
+        if is_exported(existing_path(arguments.model)):
+            raise ConfigError(f"--precision: {arguments.model} is an exported file, which has its own; leave it out")
         overrides.append(f"runtime.precision={arguments.precision}")
     trained = trained_run(arguments.model)
     output = _output_folder(arguments, trained.folder)

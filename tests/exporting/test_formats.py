@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import classyseg
@@ -127,6 +128,18 @@ def test_weights_that_are_missing_cut_or_of_another_export_are_one_error(openvin
     (tmp_path / "m.bin").write_bytes(weights[:100])
     with pytest.raises(ConfigError, match="OpenVINO cannot run it"):
         classyseg.load(tmp_path / "m.xml")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["evaluate", "benchmark", "predict"])
+def test_a_file_has_its_own_precision(
+    openvino_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    Image.new("RGB", (48, 40)).save(tmp_path / "a.png")
+    more = [str(tmp_path / "a.png"), "--output", str(tmp_path / "out")] if command == "predict" else []
+    assert main([command, str(openvino_path), *more, "--precision", "bfloat16"]) == 2
+    assert "precision: " in (told := capsys.readouterr().err)
+    assert "leave it out" in told
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from classyseg.config import listed
-from classyseg.console import MAX_NAME, printable
 from classyseg.datasets.annotations.found import Found
 from classyseg.datasets.files.images import IMAGE_SUFFIXES
 from classyseg.datasets.recognition.roles import is_plain, meaning_of, not_taken, one_of_each, part_of
@@ -35,15 +34,14 @@ def found_in(folder: Path) -> Found | None:
 
 def _classes(tree: Tree, place: str) -> dict[str, int]:
     """The number of images in each folder of `place`; none if these are no classes."""
-    folders = tree.below(place)
-    counts = {name.rpartition("/")[2]: _images_below(tree, name) for name in folders}
+    counts = dict.fromkeys((name.rpartition("/")[2] for name in tree.below(place)), 0)
+    start = f"{place}/" if place else ""
+    for folder, names in tree.files.items():
+        own = folder.removeprefix(start).partition("/")[0]
+        if folder.startswith(start) and own in counts:
+            counts[own] += _images(names)
     is_one = len(counts) > 1 and all(counts.values()) and all(map(is_plain, counts))
     return counts if is_one and not _images(tree.files[place]) else {}
-
-
-def _images_below(tree: Tree, folder: str) -> int:
-    inside = [name for name in tree.files if name == folder or name.startswith(f"{folder}/")]
-    return sum(_images(tree.files[name]) for name in inside)
 
 
 def _images(names: tuple[str, ...]) -> int:
@@ -51,5 +49,5 @@ def _images(names: tuple[str, ...]) -> int:
 
 
 def _why(counts: dict[str, int]) -> str:
-    names = listed([printable(name, MAX_NAME) for name in counts], limit=4)
+    names = listed([*counts], limit=4)
     return f"{sum(counts.values())} images lie in {len(counts)} folders, which look as classes: {names}"
