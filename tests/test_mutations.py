@@ -28,6 +28,8 @@ REQUIRED = re.compile(
     r"^optimizer\.lr$"
 )
 HAS_DEFAULT = re.compile(r"\.norm\.name$")
+MAY_BE_MISSING = {("size", "resize"), ("size", "synthetic_video")}
+"""Keys with the component in which they may be left out."""
 NAMED_BY_USER = re.compile(r"^model\.heads\.\w+$")
 BARE_COMPONENT = re.compile(r"^(hooks|meters|dataset\.\w+\.transforms)\[\d+\]$")
 
@@ -99,11 +101,10 @@ def in_the_tree(path: Path, generator: random.Random) -> Iterator[Mutation]:
             node.clear()
             node.update(renamed)
             yield mutation("misspelt key", (*parents, wrong), f"did you mean '{key}'?", tree)
-        others = at(original, tuple(parents))
-        is_required = isinstance(key, str) and REQUIRED.search(text) and not HAS_DEFAULT.search(text)
-        if is_required and not (
-            key == "size" and others.get("name") in ("resize", "synthetic_video")
-        ):  # may go without
+        inside = at(original, tuple(parents))
+        of = inside.get("name") if isinstance(inside, dict) else None
+        has_default = HAS_DEFAULT.search(text) or (key, of) in MAY_BE_MISSING
+        if isinstance(key, str) and REQUIRED.search(text) and not has_default:
             tree = copy.deepcopy(original)
             del at(tree, tuple(parents))[key]
             yield mutation("missing field", location, f"{text}: missing", tree)

@@ -78,6 +78,7 @@ class Comparison:
         from classyseg.cli.measured_process import MeasuredProcess, Setup
         from classyseg.errors import ConfigError
         from classyseg.inference.device import torch_device
+        from classyseg.inference.exported.model import is_exported
         from classyseg.registry import PROTOCOLS
 
         self.arguments = arguments
@@ -86,12 +87,15 @@ class Comparison:
             PROTOCOLS.build(protocol)  # a mistake is told before anything is loaded
         options = {"device": str(torch_device(arguments.device or "auto")), "threads": arguments.threads}
         options |= {"protocol": protocol, "max_memory": arguments.max_memory}
-        of_runs = {"precision": arguments.precision}
-        if arguments.precision is not None and all(map(_is_file, arguments.models)):
+        precisions = [None if is_exported(path) else arguments.precision for path in arguments.models]
+        if arguments.precision is not None and not any(precisions):
             raise ConfigError("--precision: there are exported files alone, which have their own; leave it out")
         self.size = arguments.size or self._size_of_training()
         self.data, self.why_not_measured = self._data()
-        setups = [Setup(path, **options, **({} if _is_file(path) else of_runs)) for path in arguments.models]
+        setups = [
+            Setup(path, precision=precision, **options)
+            for path, precision in zip(arguments.models, precisions, strict=True)
+        ]
         self.models: list[MeasuredProcess] = [stack.enter_context(closing(MeasuredProcess(each))) for each in setups]
         self.facts: list[Facts] = []
         self.numbers: list[dict[str, Any]] = [{} for _ in self.models]
@@ -99,9 +103,10 @@ class Comparison:
         self.reasons = [self.why_not_measured] * len(self.models)
 
     def _size_of_training(self) -> tuple[int, int]:
+        from classyseg.inference.exported.model import is_exported
         from classyseg.inference.load import described
 
-        folders = [path for path in self.arguments.models if not _is_file(path)]
+        folders = [path for path in self.arguments.models if not is_exported(path)]
         height, width = (described(folders[0]).train_size if folders else None) or DEFAULT_SIZE
         return height, width
 
@@ -247,14 +252,6 @@ class Comparison:
             "versions": {"torch": str(torch.__version__)},
             "models": models,
         }
-
-
-def _is_file(path: str) -> bool:
-    """Whether that is an exported file, which tells by itself how it computes."""
-    from classyseg.inference.exported.model import is_exported
-    from classyseg.io import existing_path
-
-    return is_exported(existing_path(path))
 
 
 def _seconds(found: Mapping[str, Any]) -> dict[str, Any]:

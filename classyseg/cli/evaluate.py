@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from classyseg.cli.trained_run import config_to_measure, trained_run
     from classyseg.errors import ConfigError
     from classyseg.inference.exported.model import is_exported
-    from classyseg.io import DATA_ROOT_VARIABLE, existing_path
+    from classyseg.io import DATA_ROOT_VARIABLE
     from classyseg.run_folder import EVALUATION
 
     name = arguments.split if arguments.name is None else arguments.name
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device is not None:
         overrides.append(f"runtime.device={arguments.device}")
     if arguments.precision is not None:
-        if is_exported(existing_path(arguments.model)):
+        if is_exported(arguments.model):
             raise ConfigError(f"--precision: {arguments.model} is an exported file, which has its own; leave it out")
         overrides.append(f"runtime.precision={arguments.precision}")
     trained = trained_run(arguments.model)

@@ -18,7 +18,6 @@ from classyseg.evaluation import evaluate, group_size_of
 from classyseg.inference import Predictor, load
 from classyseg.inference.budget import joined_counts
 from classyseg.inference.exported.model import is_exported
-from classyseg.io import existing_path
 from classyseg.meters import ClassyMeter
 from classyseg.meters.confusion import ConfusionMatrixMeter
 from classyseg.registry import METERS
@@ -50,12 +49,13 @@ class Measurement:
         self.path, self.config, self.split = path, config, split
         runtime = self.config.runtime
         runtime.apply()
-        of_run = of_run and not is_exported(existing_path(path))  # a file has no task: it gives labels or scores
+        is_file = is_exported(path)
+        of_run = of_run and not is_file  # a file has no task: it gives labels or scores
         # A model's folder tells its own precision and layout, which only an override replaces.
         told = {
             key: getattr(runtime, key)
             for key in ("precision", "channels_last")
-            if of_run or (key in runtime.model_fields_set and not is_exported(existing_path(path)))
+            if of_run or (key in runtime.model_fields_set and not is_file)
             if getattr(runtime, key) != "auto"  # left to the folder
         }
         self.predictor: Predictor = load(

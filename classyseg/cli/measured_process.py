@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from classyseg.inference import Predictor
+    from classyseg.inference.network import Precision
 
 END_SECONDS = 5.0
 """How long a process may take to end by itself."""
@@ -34,7 +35,7 @@ class Setup:
     device: str = "auto"
     protocol: Any = None
     max_memory: str | None = None
-    precision: str | None = None
+    precision: Precision | None = None
     threads: int | None = None
 
 
@@ -165,7 +166,7 @@ class _Served:
         self.predictor = load(
             self.setup.path,
             device=self.setup.device,
-            precision=self.setup.precision,  # type: ignore[arg-type]
+            precision=self.setup.precision,
             protocol=self.setup.protocol,
             max_memory=self.setup.max_memory,
         )

@@ -73,7 +73,7 @@ def load(
         "max_memory": None if max_memory is None else bytes_of(max_memory),
         "channels_last": channels_last,
     }
-    if not is_hub_address(path) and is_exported(existing_path(path)):
+    if not is_hub_address(path) and is_exported(path):
         return load_exported(existing_path(path), **options)
     found, verified = trained_folder(found_folder(path))
     if (found / MODEL_CONFIG).is_file():

@@ -16,13 +16,15 @@ from classyseg.inference.exported.facts import ExportFacts, facts_of
 from classyseg.inference.exported.formats import FORMATS, format_of
 from classyseg.inference.predictor import Predictor
 from classyseg.inference.preparation import Preparation
+from classyseg.io import existing_path
 from classyseg.models import ClassyModel
 from classyseg.structures import output_name
 
 
-def is_exported(path: Path) -> bool:
-    """Whether `path` is a file whose name ends as that of an exported model."""
-    return path.is_file() and format_of(path) is not None
+def is_exported(path: str | Path) -> bool:
+    """Whether `path`, as a user wrote it, is a file whose name ends as that of an exported model."""
+    found = existing_path(path)
+    return found.is_file() and format_of(found) is not None
 
 
 def exported_facts(path: Path) -> ExportFacts:
